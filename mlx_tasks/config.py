@@ -1,0 +1,356 @@
+"""params.yaml as one typed tree: every stage's branch, with bounds, units and a description on each field.
+
+`params.yaml` holds the defaults, `include/presets/NAME.yaml` changes some of them, and dotted overrides
+(`train.steps=800`) change single values; the same from the CLI, DVC and Airflow's form. Kernels never see this tree:
+a stage hands them plain numbers. This module imports neither MLX nor Airflow and is cheap enough for a DAG file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mlx_tasks.errors import DataError
+
+BUILTIN_DIGITS = "include/datasets/digits.yaml"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Branch(BaseModel):
+    """A frozen node of the tree; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Branch):
+    """What is read, and what an image must be to be accepted."""
+
+    path: str = Field(
+        BUILTIN_DIGITS,
+        min_length=1,
+        description="A dataset card of a built-in set, or a folder of images in the Hugging Face imagefolder convention "
+        "(labels from the folder names or metadata.jsonl, captions from metadata.jsonl).",
+    )
+    channels: Literal["auto", "grey", "rgb"] = Field(
+        "auto", description="Colour channels; auto: grey if every image is."
+    )
+    min_images: int = Field(64, ge=2, description="Fewest accepted images (images).")
+    min_side: int = Field(8, ge=1, description="Shortest side accepted (pixels).")
+    max_pixels: int = Field(50_000_000, ge=64, description="Largest image decoded (pixels); above it is a bomb.")
+    max_aspect_ratio: float = Field(3.0, ge=1.0, description="Longest side over shortest.")
+    max_quarantined: Fraction = Field(0.05, description="Fraction of images that may be refused before the run fails.")
+    duplicate_distance: int = Field(
+        0, ge=0, le=32, description="Perceptual-hash bits (of 256) within which two images count as near duplicates."
+    )
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of the validation split.")
+    test_fraction: float = Field(0.25, gt=0, lt=0.5, description="Share of the test split.")
+
+
+class Model(Branch):
+    """The teacher's U-Net, as diffusers' UNet2DModel names its parts."""
+
+    block_out_channels: tuple[Positive, ...] = Field((32, 64), min_length=1, description="Channels of each level.")
+    layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks of each level.")
+    attention_levels: tuple[bool, ...] = Field((False, True), description="Which levels have self-attention.")
+    attention_head_dim: int = Field(16, ge=4, description="Channels of one attention head.")
+    act_fn: Literal["auto", "silu", "relu", "gelu", "mish"] = Field(
+        "auto", description="Activation; auto: what is fast on this device (relu on a CPU, silu elsewhere)."
+    )
+    norm_num_groups: int = Field(8, ge=1, description="Groups of each GroupNorm.")
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Model:
+        if len(self.attention_levels) != len(self.block_out_channels):
+            raise ValueError(
+                f"model.attention_levels has {len(self.attention_levels)} entries and model.block_out_channels "
+                f"{len(self.block_out_channels)}: give one entry a level"
+            )
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"model.block_out_channels has {channels}, not divisible by model.norm_num_groups "
+                    f"{self.norm_num_groups}: change one of them"
+                )
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Image side over the side of the coarsest level."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class Train(Branch):
+    """The teacher: v-prediction over a ladder of resolutions, EMA, label dropout for classifier-free guidance."""
+
+    resolutions: tuple[Annotated[int, Field(ge=4, le=1024)], ...] = Field(
+        (8, 16), min_length=1, description="Image sides of the ladder, rising (pixels)."
+    )
+    steps: int = Field(1200, ge=1, description="Optimiser steps over the whole ladder; the last rung gets half.")
+    batch_size: int = Field(64, ge=1, description="Images of one optimiser step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1.0, description="Peak of the learning rate (cosine to a tenth).")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up, at each rung.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Highest decay of the averaged weights.")
+    label_dropout: Fraction = Field(0.1, description="Chance that a label is replaced by the empty one.")
+    min_snr_gamma: float = Field(5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023).")
+    guidance_scale: float = Field(1.5, ge=0, description="Classifier-free guidance: eps_u + scale * (eps_c - eps_u).")
+    checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints.")
+    sample_every: int = Field(200, ge=1, description="Optimiser steps between two sample grids.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Train:
+        if list(self.resolutions) != sorted(set(self.resolutions)):
+            raise ValueError(f"train.resolutions must rise strictly, got {list(self.resolutions)}: sort them")
+        if self.steps < len(self.resolutions):
+            raise ValueError(f"train.steps is {self.steps}, fewer than the {len(self.resolutions)} rungs: raise it")
+        return self
+
+    @property
+    def ladder(self) -> tuple[tuple[int, int], ...]:
+        """(resolution, steps) of each rung: the last gets half of the steps, the others share the rest."""
+        count = len(self.resolutions)
+        if count == 1:
+            return ((self.resolutions[0], self.steps),)
+        early = max(1, self.steps // 2 // (count - 1))
+        return (*((r, early) for r in self.resolutions[:-1]), (self.resolutions[-1], self.steps - early * (count - 1)))
+
+
+class Distill(Branch):
+    """Progressive distillation (Salimans & Ho 2022): each student takes half the steps of the one before."""
+
+    start_steps: int = Field(16, ge=2, description="Steps of the first student; a power of two times target_steps.")
+    target_steps: int = Field(1, ge=1, description="Where halving ends if no gate has ended it before.")
+    updates: int = Field(300, ge=1, description="Optimiser steps of each student.")
+    batch_size: int = Field(64, ge=1, description="Images of one optimiser step.")
+    learning_rate: float = Field(3e-4, gt=0, le=1.0, description="Peak of the learning rate (linear to zero).")
+    max_quality_loss: float = Field(
+        0.5,
+        ge=0,
+        description="Largest rise of the Frechet distance over the teacher's, as a fraction of the teacher's.",
+    )
+    gate_samples: int = Field(512, ge=16, description="Images a student is judged by.")
+    checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints.")
+
+    @model_validator(mode="after")
+    def _halves(self) -> Distill:
+        ratio, rest = divmod(self.start_steps, self.target_steps)
+        if rest or ratio < 1 or ratio & (ratio - 1):
+            raise ValueError(
+                f"distill.start_steps {self.start_steps} must be target_steps {self.target_steps} times a power of two"
+            )
+        return self
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """Steps of each student in the order they are made, for example (16, 8, 4, 2, 1)."""
+        counts = [self.start_steps]
+        while counts[-1] > self.target_steps:
+            counts.append(counts[-1] // 2)
+        return tuple(counts)
+
+
+class Search(Branch):
+    """Architecture search: quality of a short distillation against measured latency and peak memory."""
+
+    slots: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Trials of one generation, numbered from 0.")
+    widths: tuple[Positive, ...] = Field((16, 24, 32), min_length=1, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field((1, 2), min_length=1, description="Second level over the first.")
+    depths: tuple[Positive, ...] = Field((1, 2), min_length=1, description="ResNet blocks of each level.")
+    head_dims: tuple[Positive, ...] = Field((8, 16), min_length=1, description="Channels of one attention head.")
+    act_fns: tuple[Literal["silu", "relu", "gelu"], ...] = Field(("silu", "relu"), min_length=1)
+    trial_updates: int = Field(100, ge=1, description="Optimiser steps of one trial.")
+    final_updates: int = Field(400, ge=1, description="Optimiser steps of the chosen student.")
+    batch_size: int = Field(64, ge=1, description="Images of one optimiser step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1.0)
+    latency_batch: int = Field(16, ge=1, description="Images of the batch whose latency is measured.")
+    max_quality_loss: float = Field(
+        0.5,
+        ge=0,
+        description="The chosen student is the fastest on the front within this of the best error, as a fraction.",
+    )
+    checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints.")
+
+    @model_validator(mode="after")
+    def _numbered(self) -> Search:
+        if list(self.slots) != list(range(len(self.slots))):
+            raise ValueError(f"search.slots must be 0, 1, 2, ... without gaps, got {list(self.slots)}")
+        return self
+
+
+class Tune(Branch):
+    """The step grid: PPO in a Gymnasium environment around the real sampler, against grids found by plain search."""
+
+    nfe_budgets: tuple[Annotated[int, Field(ge=2, le=100)], ...] = Field(
+        (4, 6, 8), min_length=1, description="Network evaluations a sample may cost."
+    )
+    ppo_steps: int = Field(2048, ge=16, description="Environment steps PPO learns from, over all budgets.")
+    num_envs: int = Field(4, ge=1, description="Environments side by side.")
+    batch_size: int = Field(16, ge=1, description="Noises in one episode.")
+    reference_steps: int = Field(64, ge=8, description="Steps of the many-step result that is the truth.")
+    search_evaluations: int = Field(48, ge=4, description="Grids the plain search over end points may try, a budget.")
+    speed_weight: float = Field(0.05, ge=0, description="Reward lost for each network evaluation spent, as a fraction.")
+    test_noises: int = Field(128, ge=8, description="Fresh noises every method is compared on.")
+
+
+class Evaluate(Branch):
+    """Scores of every candidate, by network evaluations, with intervals."""
+
+    samples: int = Field(400, ge=32, description="Images of each candidate; held-out images are matched to it.")
+    nfe: tuple[Positive, ...] = Field((2, 4, 8, 16), min_length=1, description="Network evaluations scored.")
+    bootstrap: int = Field(100, ge=10, description="Resamples behind each interval.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of each interval.")
+    image_text_steps: int = Field(400, ge=1, description="Optimiser steps of the small image-text model.")
+    latency_batch: int = Field(16, ge=1, description="Images of the batch whose latency is measured.")
+
+
+class Limit(Branch):
+    """One rule of the gate."""
+
+    metric: str = Field(min_length=1, description="A metric of scores.json.")
+    direction: Literal["below", "above"] = Field(description="Which side of the limit is good.")
+    limit: float = Field(description="The limit, in the metric's own unit.")
+
+
+class Gate(Branch):
+    """What a candidate must reach to be promoted."""
+
+    limits: tuple[Limit, ...] = Field(
+        (
+            Limit(metric="frechet_distance", direction="below", limit=0.15),
+            Limit(metric="recall", direction="above", limit=0.3),
+            Limit(metric="latency_ms", direction="below", limit=2000.0),
+        ),
+        description="Rules on the winner's scores, each of which must hold.",
+    )
+    not_worse_than_champion: bool = Field(True, description="Refuse if the champion's Frechet distance is better.")
+    promote: bool = Field(True, description="Whether a winner that passes becomes champion.")
+
+
+class Register(Branch):
+    """Where the winner goes."""
+
+    model_name: str = Field("digits-sampler", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class Config(Branch):
+    """The whole tree."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="The seed every stage's randomness derives from.")
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    distill: Distill = Distill()
+    search: Search = Search()
+    tune: Tune = Tune()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    register_: Register = Field(Register(), alias="register")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _strides(self) -> Config:
+        for resolution in self.train.resolutions:
+            if resolution % self.model.stride:
+                raise ValueError(
+                    f"train.resolutions has {resolution}, not divisible by the U-Net's stride {self.model.stride} "
+                    f"({len(self.model.block_out_channels)} levels): use a multiple of {self.model.stride}"
+                )
+        return self
+
+    @property
+    def resolution(self) -> int:
+        """Image side of the ladder's last rung: what everything after the teacher works at (pixels)."""
+        return self.train.resolutions[-1]
+
+    def dump(self) -> dict[str, Any]:
+        """The tree as plain JSON types, in params.yaml's own names."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the resolved tree, 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.dump(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(root: Path, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """The tree of `root`/params.yaml, changed by a preset and by dotted overrides, in that order.
+
+    Raises: DataError naming each key, the value received and the rule it breaks.
+    """
+    tree = _read_yaml(root / "params.yaml")
+    if preset:
+        path = root / "include" / "presets" / f"{preset}.yaml"
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            raise DataError(f"no preset named {preset!r}; there are: {names}")
+        tree = _merge(tree, _read_yaml(path))
+    for key, value in (overrides or {}).items():
+        _set(tree, key, value)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """A tree of plain values as a Config.  Raises: DataError as `load_config`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in e['loc']) or 'params'}: {e['msg']} (got {e['input']!r:.120})"
+            for e in error.errors()
+        ]
+        raise DataError("params are not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.steps=800` as a key and a YAML value.  Raises: DataError where there is no `=`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise DataError(f"an override is written key=value, got {text!r}")
+    return key.strip(), yaml.safe_load(value)
+
+
+def write_params(config: Config, path: Path) -> None:
+    """Write the resolved tree as params.yaml (to a temporary name, then renamed)."""
+    from mlx_tasks.files import atomic_write_text
+
+    atomic_write_text(path, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise DataError(f"{path} must hold a mapping, got {type(tree).__name__}")
+    return tree
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise DataError(f"override {dotted!r}: {part!r} holds a value, not a branch")
+    tree[leaf] = value

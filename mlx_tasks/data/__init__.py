@@ -1,0 +1,1 @@
+"""Datasets in: sources, manifest, quarantine, splits, loader."""

@@ -1,0 +1,1 @@
+"""Pure maths of diffusion: noise schedules, parameterisations, losses, guidance."""

@@ -1,0 +1,1 @@
+"""Students of fewer steps from a teacher."""

@@ -1,0 +1,1 @@
+"""What kind of images a dataset holds, and the sampler settings that suit it."""

@@ -1,0 +1,1 @@
+"""Networks that take diffusers' configs and weight names."""

@@ -1,0 +1,1 @@
+"""Windows of served images against the registered reference."""

@@ -1,0 +1,1 @@
+"""Bundles, the gate, model cards, MLflow registration."""

@@ -1,0 +1,1 @@
+"""Step grids learned by reinforcement, and the plain searches they must beat."""

@@ -1,0 +1,1 @@
+"""Step grids, solvers, and one driver that counts network evaluations."""

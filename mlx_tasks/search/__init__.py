@@ -1,0 +1,1 @@
+"""Architecture search: space, study, objectives, Pareto front."""

@@ -1,0 +1,1 @@
+"""The embedded stack on loopback: install, services, the followed demo, teardown."""

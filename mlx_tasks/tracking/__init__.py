@@ -1,0 +1,1 @@
+"""Recording what a stage did: parameters, metrics by step, images, artifacts."""
