@@ -1,0 +1,42 @@
+# `make` says what there is. Everything runs from .venv, made from the lock by the first target that needs it.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up follow down test check bench lock clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+setup: ## install into .venv from requirements.lock
+	@$(PYTHON) mlx_tasks/stack/install.py
+
+demo: setup ## take the handwritten digits through the whole chain, under Airflow
+	@$(BIN)/mlx-tasks demo
+
+up: setup ## start Airflow and MLflow on loopback and leave them up
+	@$(BIN)/mlx-tasks up
+
+follow: setup ## watch the newest run in the terminal
+	@$(BIN)/mlx-tasks follow
+
+down: ## end what `make demo` or `make up` started; state is kept
+	@$(BIN)/mlx-tasks down
+
+test: setup ## every test, with the real components
+	@$(BIN)/python -m pytest
+
+check: setup ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup ## every benchmark; results go to benchmarks/results/
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+lock: setup ## resolve pyproject.toml again into requirements.lock (macOS arm64 and Linux in one)
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras \
+	  --override include/overrides.txt --generate-hashes --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean: down ## end the stack and remove its state
+	rm -rf .state .run .checkpoints

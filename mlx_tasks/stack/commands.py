@@ -1,0 +1,51 @@
+"""The embedded stack's commands: demo, up, down, follow."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mlx_tasks.config import parse_override
+
+
+def add_commands(commands: Any) -> None:
+    """Add this package's commands to the CLI's subparsers."""
+    demo = commands.add_parser("demo", help="bring the stack up and take the digits through the whole chain")
+    demo.add_argument("--preset", default="demo", help="include/presets/NAME.yaml")
+    demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the run's form")
+    demo.set_defaults(command=_demo)
+    follow = commands.add_parser("follow", help="watch a run in the terminal")
+    follow.add_argument("run_id", nargs="?", help="default: the newest demo run")
+    follow.set_defaults(command=_follow)
+    for name, help_text in (("up", "bring the stack up and leave it up"), ("down", "end the stack; its state is kept")):
+        commands.add_parser(name, help=help_text).set_defaults(command=_up if name == "up" else _down)
+    for command in (demo, follow):
+        command.add_argument("--plain", action="store_true", default=None, help="lines, no live table")
+    for name in ("demo", "follow", "up", "down"):
+        commands.choices[name].add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.stack.demo import demo
+
+    conf = {"preset": arguments.preset, **dict(parse_override(text) for text in arguments.set)}
+    return demo(arguments.root, conf, plain=arguments.plain)
+
+
+def _follow(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.stack.demo import follow_latest
+
+    return follow_latest(arguments.root, arguments.run_id, plain=arguments.plain)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.stack.demo import up
+
+    return up(arguments.root)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.stack.demo import down
+
+    return down(arguments.root)

@@ -1,0 +1,83 @@
+"""Where the embedded stack keeps things: one ignored folder, and the ports it listens on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_tasks.errors import DataError
+
+PORT_VARIABLES = {"airflow": "ADO_AIRFLOW_PORT", "mlflow": "ADO_MLFLOW_PORT"}
+DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5050}
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders and addresses of one checkout's stack.
+
+    Attributes:
+        root: the checkout.
+        state: the one folder that holds all state (ADO_STATE, or `.state` in the checkout).
+        airflow_port, mlflow_port: loopback ports (ADO_AIRFLOW_PORT, ADO_MLFLOW_PORT).
+    """
+
+    root: Path
+    state: Path
+    airflow_port: int
+    mlflow_port: int
+
+    @classmethod
+    def of(cls, root: Path) -> Layout:
+        """The layout of a checkout.  Raises: DataError on a port that is no port."""
+        root = root.resolve()
+        state = Path(os.environ.get("ADO_STATE") or root / ".state").resolve()
+        return cls(root, state, _port("airflow"), _port("mlflow"))
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://{HOST}:{self.airflow_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{HOST}:{self.mlflow_port}"
+
+    @property
+    def airflow_home(self) -> Path:
+        return self.state / "airflow"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of each component's output."""
+        return self.state / "logs"
+
+    @property
+    def record(self) -> Path:
+        """File that names the processes started, so that `make down` can end just those."""
+        return self.state / "stack.json"
+
+
+def _port(service: str) -> int:
+    variable = PORT_VARIABLES[service]
+    text = os.environ.get(variable) or str(DEFAULT_PORTS[service])
+    if not text.isdigit() or not 1024 <= int(text) <= 65535:
+        raise DataError(f"{variable} must be a port from 1024 to 65535, got {text!r}")
+    return int(text)
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def next_free(port: int) -> int:
+    """The first free loopback port above `port`."""
+    return next(p for p in range(port + 1, 65536) if is_free(p))
