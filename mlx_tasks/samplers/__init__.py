@@ -1,1 +1,38 @@
 """Step grids, solvers, and one driver that counts network evaluations."""
+
+from mlx_tasks.samplers.bundle_sampler import Strip, bundle_noise, denoising_strip, keyed_noise, sample_bundle
+from mlx_tasks.samplers.denoiser import Denoise, network_denoiser
+from mlx_tasks.samplers.driver import SamplerDivergedError, Samples, sample
+from mlx_tasks.samplers.grids import (
+    GRIDS,
+    Grid,
+    grid_from_timesteps,
+    karras_grid,
+    log_snr_grid,
+    make_grid,
+    uniform_grid,
+)
+from mlx_tasks.samplers.solvers import SOLVERS, Solver, find_solver
+
+__all__ = [
+    "GRIDS",
+    "SOLVERS",
+    "Denoise",
+    "Grid",
+    "SamplerDivergedError",
+    "Samples",
+    "Solver",
+    "Strip",
+    "bundle_noise",
+    "denoising_strip",
+    "find_solver",
+    "grid_from_timesteps",
+    "karras_grid",
+    "keyed_noise",
+    "log_snr_grid",
+    "make_grid",
+    "network_denoiser",
+    "sample",
+    "sample_bundle",
+    "uniform_grid",
+]

@@ -1,0 +1,170 @@
+"""How much noise each training timestep holds: the variance-preserving tables that diffusers' schedulers hold too.
+
+x_t = alpha * x0 + std * eps,  alpha = sqrt(alpha_bar),  std = sqrt(1 - alpha_bar),  sigma = std / alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast, get_args
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_tasks.errors import DataError
+
+BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
+PredictionType = Literal["v_prediction", "epsilon", "sample"]
+
+_MAX_BETA = 0.999  # diffusers' cap, which keeps the last alpha_bar above zero
+_UNSUPPORTED = {
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+}
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A discrete variance-preserving schedule, equal when its parameters are.
+
+    Attributes:
+        num_train_timesteps: T; timesteps run from 0 (least noise) to T - 1.
+        beta_schedule: diffusers' name of the betas' curve.
+        beta_start, beta_end: ends of the linear curves; the cosine one takes none.
+        prediction_type: what the network that was trained with it predicts.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_schedule: BetaSchedule = "squaredcos_cap_v2"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    prediction_type: PredictionType = "v_prediction"
+
+    def __post_init__(self) -> None:
+        if self.num_train_timesteps < 2:
+            raise DataError(f"num_train_timesteps must be at least 2, got {self.num_train_timesteps}")
+        _choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
+        _choice("prediction_type", self.prediction_type, get_args(PredictionType))
+        if self.beta_schedule != "squaredcos_cap_v2" and not 0 < self.beta_start <= self.beta_end < 1:
+            raise DataError(f"0 < beta_start <= beta_end < 1 must hold, got {self.beta_start} and {self.beta_end}")
+
+    @classmethod
+    def cosine(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
+        """diffusers' squaredcos_cap_v2 (Nichol & Dhariwal 2021, Eq. 17) with v-prediction."""
+        return cls(num_train_timesteps=num_train_timesteps)
+
+    @classmethod
+    def from_config(cls, scheduler_config: dict[str, Any]) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler_config.json; absent keys take diffusers' defaults.
+
+        Keys about how to sample (spacing, order, clipping) are not the schedule's and are left to the sampler.
+        Raises: DataError naming the key and the value that cannot be represented.
+        """
+        name = str(scheduler_config.get("_class_name", ""))
+        if "FlowMatch" in name:
+            raise DataError(
+                f"_class_name {name!r} is a flow-matching scheduler: only variance-preserving ones are read"
+            )
+        for key, neutral in _UNSUPPORTED.items():
+            value = scheduler_config.get(key, neutral)
+            if value != neutral:
+                raise DataError(f"scheduler_config {key}={value!r:.80} is not supported: only {neutral!r} is")
+        try:
+            return cls(
+                num_train_timesteps=int(scheduler_config.get("num_train_timesteps", 1000)),
+                beta_schedule=scheduler_config.get("beta_schedule", "linear"),
+                beta_start=float(scheduler_config.get("beta_start", 0.0001)),
+                beta_end=float(scheduler_config.get("beta_end", 0.02)),
+                prediction_type=scheduler_config.get("prediction_type", "epsilon"),
+            )
+        except (TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"scheduler_config holds a value that is no number: {error}") from None
+
+    def to_config(self) -> dict[str, Any]:
+        """scheduler_config.json for diffusers' DDIMScheduler, set to sample as our `ddim` on `uniform_grid` does."""
+        return {
+            "_class_name": "DDIMScheduler",
+            "num_train_timesteps": self.num_train_timesteps,
+            "beta_schedule": self.beta_schedule,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "trained_betas": None,
+            "prediction_type": self.prediction_type,
+            "timestep_spacing": "trailing",
+            "steps_offset": 0,
+            "set_alpha_to_one": True,
+            "clip_sample": False,
+            "thresholding": False,
+            "rescale_betas_zero_snr": False,
+        }
+
+    @cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """(T,) float64, falling: the product of 1 - beta up to each timestep.
+
+        The values are rounded to float32 where diffusers rounds them (near t = 0 that moves sigma by up to 1e-3), so
+        that a timestep means the same noise in both: to the bit for the cosine, to float32's last one for the others.
+        """
+        betas = _betas(self).astype(np.float32)
+        kept = np.float32(1.0) - betas
+        table = np.cumprod(kept.astype(np.float64)).astype(np.float32).astype(np.float64)
+        table.flags.writeable = False
+        return table
+
+    @cached_property
+    def sigmas(self) -> np.ndarray:
+        """(T,) float64, rising: sqrt((1 - alpha_bar) / alpha_bar)."""
+        table = np.sqrt((1.0 - self.alpha_bar) / self.alpha_bar)
+        table.flags.writeable = False
+        return table
+
+    def sigma_from_t(self, t: Any) -> Any:
+        """Noise level at a timestep (float or array), linear in log sigma between whole ones, clamped to [0, T - 1]."""
+        return np.exp(np.interp(t, self._timesteps, self._log_sigmas))
+
+    def t_from_sigma(self, sigma: Any) -> Any:
+        """Timestep (fractional) of a noise level, the inverse of `sigma_from_t`; sigma <= sigmas[0] gives 0."""
+        return np.interp(np.log(np.maximum(sigma, 1e-30)), self._log_sigmas, self._timesteps)
+
+    def alpha(self, t: Any) -> Any:
+        """sqrt(alpha_bar) at t. An MLX array of whole timesteps gives a float32 MLX array, anything else numpy."""
+        if isinstance(t, mx.array):
+            return mx.array(np.sqrt(self.alpha_bar).astype(np.float32))[t.astype(mx.int32)]
+        return 1.0 / np.sqrt(1.0 + self.sigma_from_t(t) ** 2)
+
+    def std(self, t: Any) -> Any:
+        """sqrt(1 - alpha_bar) at t, as `alpha`."""
+        if isinstance(t, mx.array):
+            return mx.array(np.sqrt(1.0 - self.alpha_bar).astype(np.float32))[t.astype(mx.int32)]
+        sigma = self.sigma_from_t(t)
+        return sigma / np.sqrt(1.0 + sigma**2)
+
+    @cached_property
+    def _timesteps(self) -> np.ndarray:
+        return np.arange(self.num_train_timesteps, dtype=np.float64)
+
+    @cached_property
+    def _log_sigmas(self) -> np.ndarray:
+        return np.log(self.sigmas)
+
+
+def _betas(schedule: NoiseSchedule) -> np.ndarray:
+    """(T,) betas of the named curve."""
+    count = schedule.num_train_timesteps
+    if schedule.beta_schedule == "squaredcos_cap_v2":
+        curve = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        return np.array([min(1 - curve[i + 1] / curve[i], _MAX_BETA) for i in range(count)])
+    if schedule.beta_schedule == "linear":
+        return np.linspace(schedule.beta_start, schedule.beta_end, count)
+    return np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, count) ** 2
+
+
+def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise DataError(f"{key} {value!r} is not supported: use one of {', '.join(cast(Any, allowed))}")
