@@ -1,0 +1,127 @@
+"""One optimiser step, shared by every training here: gradients in micro-batches, clipping, AdamW, averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_tasks.training.ema import Ema
+from mlx_tasks.training.optimizer import AdamW
+
+Batch = dict[str, mx.array]
+"""What a loss reads, by name; every array's first axis is the image."""
+
+Loss = Callable[[nn.Module, Batch], mx.array]
+"""(model, batch of B images) -> (B,) loss of each image. All randomness is already in the batch."""
+
+
+class Learner:
+    """A model with its optimiser and its averaged weights: all that one step changes.
+
+    Attributes:
+        model: the network; its own weights are the raw ones.
+        ema: the averaged weights.
+        micro_batch: most images of one forward and backward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        micro_batch: int = 128,
+        compiled: bool = False,
+    ) -> None:
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        self.model, self.ema, self.micro_batch = model, Ema(model), micro_batch
+        self.optimizer = AdamW(weight_decay)
+        self.optimizer.init(model.trainable_parameters())
+        self._max_grad_norm = max_grad_norm
+        self._value_and_grad = nn.value_and_grad(model, lambda batch: mx.mean(loss(model, batch)))
+        self._gradients, self._apply = self._value_and_grad, self._apply_gradients
+        if compiled:
+            # Compiled code must be told what it reads and changes besides its arguments. Taking gradients puts tracers
+            # in the weights' place, so the weights are an output there too.
+            weights, state = [model.state], [model.state, self.optimizer.state, self.ema.average]
+            self._gradients = partial(mx.compile, inputs=weights, outputs=weights)(self._value_and_grad)
+            self._apply = partial(mx.compile, inputs=state, outputs=state)(self._apply_gradients)
+
+    def step(self, batch: Batch, learning_rate: float, ema_decay: float) -> tuple[mx.array, mx.array]:
+        """(loss, gradient norm before clipping) of one optimiser step, evaluated with the changed state.
+
+        The gradient of the mean over B images is the sum over micro-batches of size b of (b / B) times their mean's,
+        so it does not depend on the micro-batch beyond float summation. One evaluation where one micro-batch suffices;
+        with more, one for each, or their activations would be alive together.
+        """
+        total, loss, gradients = len(next(iter(batch.values()))), None, None
+        for part, size in _parts(batch, total, self.micro_batch):
+            part_loss, part_gradients = self._gradients(part)
+            if size == total:
+                loss, gradients = part_loss, part_gradients
+                break
+            share = size / total
+            part_loss, part_gradients = share * part_loss, tree_map(lambda g, s=share: s * g, part_gradients)
+            loss = part_loss if loss is None else loss + part_loss
+            gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
+            mx.eval(loss, gradients)
+        norm = self._apply(gradients, mx.array(learning_rate), mx.array(ema_decay))
+        mx.eval(loss, norm, self.model.state, self.optimizer.state, self.ema.average)
+        return loss, norm
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Everything a step changes, by flat name, for a checkpoint."""
+        return {
+            **{f"model.{name}": a for name, a in tree_flatten(self.model.trainable_parameters())},
+            **{f"average.{name}": a for name, a in self.ema.average.items()},
+            **{f"optimizer.{name}": a for name, a in tree_flatten(self.optimizer.state)},
+        }
+
+    def restore(self, arrays: dict[str, mx.array]) -> None:
+        """Take the arrays of `arrays()` back.  Raises: ValueError naming what is missing or left over."""
+        own = self.arrays()
+        if set(own) != set(arrays):
+            raise ValueError(f"the checkpoint holds other arrays than this model: {sorted(set(own) ^ set(arrays))[:8]}")
+        wrong = [name for name, array in arrays.items() if array.shape != own[name].shape]
+        if wrong:
+            raise ValueError(f"the checkpoint's shapes differ from this model's: {wrong[:8]}")
+        groups: dict[str, list[tuple[str, mx.array]]] = {"model": [], "average": [], "optimizer": []}
+        for name, array in arrays.items():
+            group, _, rest = name.partition(".")
+            groups[group].append((rest, array))
+        self.model.update(tree_unflatten(groups["model"]))
+        self.ema.average.update(groups["average"])
+        _fill(self.optimizer.state, tree_unflatten(groups["optimizer"]))
+
+    def _apply_gradients(self, gradients: dict, learning_rate: mx.array, ema_decay: mx.array) -> mx.array:
+        clipped, norm = optim.clip_grad_norm(gradients, self._max_grad_norm)
+        self.optimizer.learning_rate = learning_rate
+        self.optimizer.update(self.model, clipped)
+        self.ema.update(self.model, ema_decay)
+        return norm
+
+
+def _parts(batch: Batch, total: int, size: int) -> Iterator[tuple[Batch, int]]:
+    """The batch in slices of at most `size` images, with each slice's count."""
+    if size >= total:
+        yield batch, total
+        return
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        yield {name: array[start:stop] for name, array in batch.items()}, stop - start
+
+
+def _fill(tree: dict | list, values: dict | list) -> None:
+    """Put `values`' leaves into `tree` in place: compiled steps hold on to the containers."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, (dict, list)):
+            _fill(tree[key], value)
+        else:
+            tree[key] = value
