@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help setup demo up follow down test check bench lock clean
 
 help: ## what there is to make
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install into .venv from requirements.lock
 	@$(PYTHON) mlx_tasks/stack/install.py

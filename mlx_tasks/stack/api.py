@@ -23,7 +23,7 @@ class AirflowApi:
         self._token: tuple[str, float] | None = None
 
     def wait_for_dag(self, dag_id: str, timeout_s: float = 120.0) -> None:
-        """Return once Airflow has parsed the DAG.  Raises: UnavailableError with the import errors, if there are any."""
+        """Return once Airflow has parsed the DAG.  Raises: UnavailableError with the import error, if there is one."""
         deadline = time.monotonic() + timeout_s
         while self._request("GET", f"/api/v2/dags/{dag_id}", accept=(200, 404)).status_code == 404:
             errors = self._request("GET", "/api/v2/importErrors").json().get("import_errors", [])

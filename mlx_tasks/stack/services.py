@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from mlx_tasks.stack.layout import HOST, Layout
 from mlx_tasks.stack.secrets import USER, load_secrets, write_passwords
 
-AIRFLOW_COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+# The log servers would listen on every interface, on fixed ports; the API server reads the same disk.
+AIRFLOW_COMPONENTS = (
+    ("api-server", ()),
+    ("scheduler", ("--skip-serve-logs",)),
+    ("dag-processor", ()),
+    ("triggerer", ("--skip-serve-logs",)),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ def services(layout: Layout) -> list[Service]:
             "--artifacts-destination", str(layout.state / "mlflow" / "artifacts"), "--serve-artifacts",
         ),
     )  # fmt: skip
-    airflow = [Service(name, (f"{binaries}/airflow", name)) for name in AIRFLOW_COMPONENTS]
+    airflow = [Service(name, (f"{binaries}/airflow", name, *options)) for name, options in AIRFLOW_COMPONENTS]
     return [mlflow, *airflow]
 
 
@@ -65,7 +71,6 @@ def environment(layout: Layout) -> dict[str, str]:
         # A task outlives an API server that restarts; the default gives it under a minute.
         "WORKERS__MAX_FAILED_HEARTBEATS": 120,
         "LOGGING__BASE_LOG_FOLDER": layout.airflow_home / "logs",
-        "LOGGING__WORKER_LOG_SERVER_HOST": HOST,
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {
