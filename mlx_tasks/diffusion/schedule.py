@@ -135,15 +135,20 @@ class NoiseSchedule:
     def alpha(self, t: Any) -> Any:
         """sqrt(alpha_bar) at t. An MLX array of whole timesteps gives a float32 MLX array, anything else numpy."""
         if isinstance(t, mx.array):
-            return mx.array(np.sqrt(self.alpha_bar).astype(np.float32))[t.astype(mx.int32)]
+            return self._mlx_tables[0][t.astype(mx.int32)]
         return 1.0 / np.sqrt(1.0 + self.sigma_from_t(t) ** 2)
 
     def std(self, t: Any) -> Any:
         """sqrt(1 - alpha_bar) at t, as `alpha`."""
         if isinstance(t, mx.array):
-            return mx.array(np.sqrt(1.0 - self.alpha_bar).astype(np.float32))[t.astype(mx.int32)]
+            return self._mlx_tables[1][t.astype(mx.int32)]
         sigma = self.sigma_from_t(t)
         return sigma / np.sqrt(1.0 + sigma**2)
+
+    @cached_property
+    def _mlx_tables(self) -> tuple[mx.array, mx.array]:
+        table = self.alpha_bar
+        return mx.array(np.sqrt(table).astype(np.float32)), mx.array(np.sqrt(1.0 - table).astype(np.float32))
 
     @cached_property
     def _timesteps(self) -> np.ndarray:
