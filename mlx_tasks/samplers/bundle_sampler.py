@@ -52,7 +52,8 @@ def sample_bundle(
 ) -> Samples:
     """Images from noise, with what the bundle says unless told otherwise.
 
-    noise: (B, H, W, C) unit normal; class_labels: (B,) integers, or None for an unlabelled model.
+    noise: (B, H, W, C) unit normal; class_labels: (B,) integers; None for a model without classes, and for one with an
+    empty label, which then draws of any class, unguided.
     batch_size: images sampled together (guidance doubles what the network sees).
     callback: callback(step_index, sigma, x0_estimate) of each chunk in turn.
     Returns: Samples with float images, not clipped.
@@ -63,6 +64,8 @@ def sample_bundle(
     labels = _check_labels(bundle, class_labels, len(noise))
     steps = grid_from_timesteps(bundle.schedule, bundle.sampler.timesteps) if grid is None else grid
     scale = bundle.sampler.guidance_scale if guidance_scale is None else guidance_scale
+    if class_labels is None:
+        scale = 1.0
     chunks, nfe = [], 0
     for start in range(0, len(noise), batch_size):
         part = slice(start, start + batch_size)
@@ -123,7 +126,8 @@ def denoising_strip(
 
 def _check_labels(bundle: Bundle, class_labels: Labels, count: int) -> mx.array | None:
     if class_labels is None:
-        return None
+        empty = bundle.sampler.null_label
+        return None if empty is None else mx.full((count,), empty, dtype=mx.int32)
     labels = np.asarray(class_labels)
     if labels.shape != (count,):
         raise ValueError(f"one label an image is needed: {count} noises, labels of shape {labels.shape}")
