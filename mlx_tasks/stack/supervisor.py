@@ -69,9 +69,11 @@ def start(layout: Layout, say: Say) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     settings = environment(layout)
     try:
+        mlflow, *airflow = services(layout)
+        started = [_launch(layout, mlflow.name, mlflow.command, settings)]
         say("preparing Airflow's database")
         _migrate(layout, settings)
-        started = [_launch(layout, service.name, service.command, settings) for service in services(layout)]
+        started += [_launch(layout, service.name, service.command, settings) for service in airflow]
         _wait_until_well(layout, started, say)
     except BaseException:
         stop(layout, say)
@@ -79,25 +81,24 @@ def start(layout: Layout, say: Say) -> None:
 
 
 def stop(layout: Layout, say: Say) -> int:
-    """End every recorded process with all its descendants: SIGTERM, then SIGKILL. Returns how many were ended."""
+    """End every recorded process with all its descendants: SIGTERM to the components,
+    then to whatever outlived them, then SIGKILL. Returns how many were ended.
+    """
     family: dict[int, psutil.Process] = {}
     roots = running(layout).values()
-    for process in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for member in (process, *process.children(recursive=True)):
-                family[member.pid] = member
-    if family:
-        say(f"ending {len(family)} processes")
-    for process in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, left = psutil.wait_procs(list(family.values()), timeout=STOP_TIMEOUT_S)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=5)
+    roots_left = _end(list(roots), psutil.Process.terminate, STOP_TIMEOUT_S)
+    left = _end([p for p in family.values() if p.is_running()], psutil.Process.terminate, 3.0)
+    _end([*roots_left, *left], psutil.Process.kill, 5.0)
     layout.record.unlink(missing_ok=True)
     return len(family)
+
+
+def _end(processes: list[psutil.Process], how: Callable[[psutil.Process], None], wait_s: float) -> list[psutil.Process]:
+    """End processes in one way; those that live on after `wait_s`."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            how(process)
+    return psutil.wait_procs(processes, timeout=wait_s)[1]
 
 
 def note_run(layout: Layout, run_id: str) -> None:
