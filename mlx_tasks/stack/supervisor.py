@@ -84,9 +84,14 @@ def stop(layout: Layout, say: Say) -> int:
     """End every recorded process with all its descendants: SIGTERM to the components,
     then to whatever outlived them, then SIGKILL. Returns how many were ended.
     """
+    roots = list(running(layout).values())
     family: dict[int, psutil.Process] = {}
-    roots = running(layout).values()
-    roots_left = _end(list(roots), psutil.Process.terminate, STOP_TIMEOUT_S)
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family |= {member.pid: member for member in (root, *root.children(recursive=True))}
+    if family:
+        say(f"ending {len(family)} processes")
+    roots_left = _end(roots, psutil.Process.terminate, STOP_TIMEOUT_S)
     left = _end([p for p in family.values() if p.is_running()], psutil.Process.terminate, 3.0)
     _end([*roots_left, *left], psutil.Process.kill, 5.0)
     layout.record.unlink(missing_ok=True)
