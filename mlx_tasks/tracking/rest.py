@@ -1,0 +1,220 @@
+"""The few MLflow REST calls that a stage needs, without importing MLflow (5 to 9 s and some 250 MB in every stage).
+
+Paths and fields are those of MLflow's REST API 2.0; artifacts go through the server's artifact proxy (its default).
+Every call either works, or raises `UnavailableError` (ask again later) or `MlflowRefused` (asking again is no help).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mimetypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from mlx_tasks.errors import DataError, StageError, UnavailableError
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+DEFAULT_EXPERIMENT = "optimize_diffusion"
+
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class MlflowRefused(StageError):
+    """The server answered and said no: a bad name, a changed parameter, a run that is gone.
+
+    Attributes:
+        code: MLflow's own error code, for example RESOURCE_DOES_NOT_EXIST.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class MlflowRest:
+    """A connection to one tracking server; not shared between threads."""
+
+    def __init__(self, uri: str, timeout_s: float = 20.0) -> None:
+        import httpx
+
+        parts = urlsplit(uri)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise DataError(
+                f"{URI_VARIABLE} must be the http(s) address of an MLflow server, got {uri!r}: start one with "
+                "`mlflow server --backend-store-uri sqlite:///mlflow.db` and give its address"
+            )
+        self.uri = uri.rstrip("/")
+        auth = None
+        headers = {}
+        if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+            headers["Authorization"] = f"Bearer {token}"
+        elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+            auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        self._http = httpx.Client(
+            timeout=timeout_s, auth=auth, headers=headers, trust_env=parts.hostname not in _LOOPBACK
+        )
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._http.close()
+
+    def wait_until_healthy(self, patience_s: float) -> None:
+        """Return once the server answers its health check.  Raises: UnavailableError after `patience_s` seconds."""
+        import httpx
+
+        deadline = time.monotonic() + patience_s
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if self._http.get(f"{self.uri}/health", timeout=3.0).status_code == 200:
+                    return
+            if time.monotonic() >= deadline:
+                raise UnavailableError(
+                    f"MLflow at {self.uri} did not answer /health within {patience_s:g} s: start it (`make up`), "
+                    f"correct {URI_VARIABLE}, or unset {URI_VARIABLE} to keep the records on disk only"
+                )
+            time.sleep(0.3)
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment `name`, made if there is none."""
+        try:
+            found = self._call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        except MlflowRefused as refused:
+            if refused.code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            try:
+                return self._call("POST", "experiments/create", {"name": name})["experiment_id"]
+            except MlflowRefused as second:  # another stage made it between the two calls
+                if second.code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self._call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        if found.get("lifecycle_stage") == "deleted":
+            raise DataError(
+                f"MLflow's experiment {name!r} is deleted: restore it, or set {EXPERIMENT_VARIABLE} to another name"
+            )
+        return found["experiment_id"]
+
+    def create_run(self, experiment_id: str, name: str, tags: dict[str, str], start_ms: int | None = None) -> str:
+        """The id of a new run."""
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": name,
+            "start_time": start_ms or now_ms(),
+            "tags": [{"key": key, "value": str(value)[:8000]} for key, value in tags.items()],
+        }
+        return self._call("POST", "runs/create", body)["run"]["info"]["run_id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run as MLflow tells it: {"info": ..., "data": ...}."""
+        return self._call("GET", "runs/get", {"run_id": run_id})["run"]
+
+    def run_is_active(self, run_id: str) -> bool:
+        """Whether the run exists and is not deleted."""
+        try:
+            return self.run(run_id)["info"].get("lifecycle_stage", "active") == "active"
+        except MlflowRefused as refused:
+            if refused.code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
+        """The id of the newest run whose tag has this value."""
+        body = {"experiment_ids": [experiment_id], "filter": f"tags.`{tag}` = '{value}'", "max_results": 1}
+        runs = self._call("POST", "runs/search", body).get("runs", [])
+        return runs[0]["info"]["run_id"] if runs else None
+
+    def update_run(self, run_id: str, status: str, end_ms: int | None = None) -> None:
+        """Set a run's status: RUNNING, FINISHED, FAILED or KILLED."""
+        body: dict[str, Any] = {"run_id": run_id, "status": status}
+        if end_ms is not None:
+            body["end_time"] = end_ms
+        self._call("POST", "runs/update", body)
+
+    def log_batch(
+        self,
+        run_id: str,
+        metrics: list[tuple[str, float | str, int, int]] = (),  # type: ignore[assignment]
+        params: dict[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        """Record at most 1000 metrics (name, value, time in ms, step), 100 params and 100 tags in one transaction.
+
+        Sending the same metric again is a no-op: MLflow's key is (run, name, time, step, value).
+        """
+        body = {
+            "run_id": run_id,
+            "metrics": [
+                {"key": name, "value": json_number(value), "timestamp": when, "step": step}
+                for name, value, when, step in metrics
+            ],
+            "params": [{"key": key[:250], "value": value[:6000]} for key, value in (params or {}).items()],
+            "tags": [{"key": key[:250], "value": value[:8000]} for key, value in (tags or {}).items()],
+        }
+        self._call("POST", "runs/log-batch", body)
+
+    def put_artifact(self, artifact_uri: str, name: str, path: Path) -> None:
+        """Store a file under a run's artifacts.  `artifact_uri`: the run's own; `name`: where under it, with `/`."""
+        if not artifact_uri.startswith("mlflow-artifacts:"):
+            raise DataError(
+                f"MLflow at {self.uri} keeps artifacts at {artifact_uri}, outside its proxy: "
+                "start it with --serve-artifacts"
+            )
+        inside = urlsplit(artifact_uri).path.strip("/")
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        with path.open("rb") as file:
+            self._send(
+                "PUT",
+                f"{self.uri}/api/2.0/mlflow-artifacts/artifacts/{quote(f'{inside}/{name}')}",
+                content=file,
+                headers={"Content-Type": kind},
+            )
+
+    def _call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        url = f"{self.uri}/api/2.0/mlflow/{path}"
+        return self._send(method, url, **({"params": body} if method == "GET" else {"json": body})).json()
+
+    def _send(self, method: str, url: str, **request: Any) -> Any:
+        import httpx
+
+        try:
+            answer = self._http.request(method, url, **request)
+        except httpx.TransportError as error:
+            raise UnavailableError(f"MLflow at {self.uri} does not answer: {type(error).__name__} {error}") from None
+        if answer.is_success:
+            return answer
+        if answer.status_code in (408, 429) or answer.status_code >= 500:
+            raise UnavailableError(f"MLflow at {self.uri} answered {answer.status_code} to {method} {url}")
+        try:
+            told = answer.json()
+        except ValueError:
+            told = {}
+        code = told.get("error_code", f"HTTP_{answer.status_code}")
+        message = told.get("message", answer.text[:300])
+        fix = ": check MLFLOW_TRACKING_TOKEN or _USERNAME and _PASSWORD" if answer.status_code in (401, 403) else ""
+        raise MlflowRefused(code, f"MLflow at {self.uri} refused {method} {urlsplit(url).path}: {code} {message}{fix}")
+
+
+def json_number(value: float | str) -> float | str:
+    """A number as JSON can carry it: protobuf's names for what is not finite."""
+    if isinstance(value, str) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds, MLflow's unit."""
+    return time.time_ns() // 1_000_000
+
+
+def tracking_uri() -> str | None:
+    """The server that MLFLOW_TRACKING_URI names, or None where it is unset or empty."""
+    return os.environ.get(URI_VARIABLE) or None
+
+
+def run_url(uri: str, experiment_id: str, run_id: str) -> str:
+    """Where a person sees a run."""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
