@@ -17,7 +17,7 @@ Batch = dict[str, mx.array]
 """What a loss reads, by name; every array's first axis is the image."""
 
 Loss = Callable[[nn.Module, Batch], mx.array]
-"""(model, batch of B images) -> (B,) loss of each image. All randomness is already in the batch."""
+"""(model, batch) -> mean loss over the batch's images, a scalar. All randomness is already in the batch."""
 
 
 class Learner:
@@ -45,7 +45,7 @@ class Learner:
         self.optimizer = AdamW(weight_decay)
         self.optimizer.init(model.trainable_parameters())
         self._max_grad_norm = max_grad_norm
-        self._value_and_grad = nn.value_and_grad(model, lambda batch: mx.mean(loss(model, batch)))
+        self._value_and_grad = nn.value_and_grad(model, partial(loss, model))
         self._gradients, self._apply = self._value_and_grad, self._apply_gradients
         if compiled:
             # Compiled code must be told what it reads and changes besides its arguments. Taking gradients puts tracers

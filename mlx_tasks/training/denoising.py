@@ -1,0 +1,31 @@
+"""The teacher's loss: v-prediction at random timesteps, weighted by signal-to-noise ratio."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_tasks.diffusion.losses import min_snr_weight, weighted_mse
+from mlx_tasks.diffusion.parameterization import per_image, v_from_x0_eps, x_from_x0_eps
+from mlx_tasks.diffusion.schedule import NoiseSchedule
+from mlx_tasks.training.learner import Batch, Loss
+
+
+def denoising_loss(schedule: NoiseSchedule, min_snr_gamma: float) -> Loss:
+    """(model, batch) -> mean of w(t) * |v - model(x_t, t, label)|^2,  w = min(snr, gamma) / (snr + 1).
+
+    batch: x0, eps (B, R, R, C), level (B,) whole timesteps, labels (B,) if the model takes them.
+    Source: Salimans & Ho 2022, Appendix D (v); Hang et al. 2023 (w).
+    """
+
+    def loss(model: nn.Module, batch: Batch) -> mx.array:
+        x0, eps, t = batch["x0"], batch["eps"], batch["level"]
+        alpha, std = schedule.alpha(t), schedule.std(t)
+        alpha_b, std_b = per_image(alpha, x0), per_image(std, x0)
+        x = x_from_x0_eps(x0, eps, alpha_b, std_b)
+        predicted = model(x, t.astype(mx.float32), batch.get("labels"))
+        return weighted_mse(
+            predicted, v_from_x0_eps(x0, eps, alpha_b, std_b), min_snr_weight(alpha, std, min_snr_gamma)
+        )
+
+    return loss
