@@ -1,0 +1,136 @@
+"""Facts about the gate: which scores pass, and what it says of those that do not."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_tasks.config import Gate, Limit
+from mlx_tasks.registry.gate import Champion, Score, judge
+
+BELOW = Limit(metric="frechet_distance", direction="below", limit=0.15)
+ABOVE = Limit(metric="recall", direction="above", limit=0.3)
+
+
+def fd(value, low=None, high=None):
+    return {"frechet_distance": {"value": value, "low": low, "high": high}, "recall": 0.9, "latency_ms": 3.0}
+
+
+def test_the_default_rules_pass_good_scores():
+    verdict = judge(fd(0.06, 0.05, 0.07), Gate().limits)
+    assert verdict.passed and verdict.reasons == () and verdict.champion is None
+    assert [rule.metric for rule in verdict.rules] == ["frechet_distance", "recall", "latency_ms"]
+    assert (verdict.rules[0].value, verdict.rules[0].low, verdict.rules[0].high) == (0.06, 0.05, 0.07)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "passed"),
+    [
+        (BELOW, 0.15, True),
+        (BELOW, math.nextafter(0.15, 1), False),
+        (BELOW, -1.0, True),
+        (ABOVE, 0.3, True),
+        (ABOVE, math.nextafter(0.3, 0), False),
+        (ABOVE, 1, True),
+        (ABOVE, np.float32(0.5), True),
+    ],
+)
+def test_a_value_on_the_limit_passes_and_the_next_float_beyond_it_does_not(rule, value, passed):
+    assert judge({rule.metric: value}, [rule]).passed is passed
+
+
+def test_every_broken_rule_gives_its_reason_with_value_and_limit():
+    verdict = judge({"frechet_distance": 0.2, "recall": 0.1, "latency_ms": 5}, Gate().limits)
+    assert verdict.reasons == ("frechet_distance is 0.2, must be at most 0.15", "recall is 0.1, must be at least 0.3")
+    assert [rule.passed for rule in verdict.rules] == [False, False, True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "0.1", True, {"low": 0.1}, {}])
+def test_what_is_not_a_finite_number_is_refused(value):
+    verdict = judge({"frechet_distance": value}, [BELOW])
+    assert not verdict.passed and "no finite value" in verdict.reasons[0]
+    assert verdict.rules[0].value is None
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_a_metric_nobody_measured_is_refused_and_the_measured_ones_are_listed():
+    verdict = judge({"kid": 0.1, "clip": 0.2}, [BELOW])
+    assert verdict.reasons == ("frechet_distance was not measured; there are: clip, kid",)
+
+
+def test_no_rules_and_no_champion_pass():
+    assert judge({}, []).passed
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"), [(0.05, True), (0.06, True), (0.07, True), (math.nextafter(0.07, 1), False), (0.2, False)]
+)
+def test_worse_than_the_champion_means_beyond_its_interval(value, passed):
+    champion = Champion("3", Score(0.06, 0.05, 0.07))
+    verdict = judge(fd(value), [], champion)
+    assert verdict.passed is passed and verdict.champion["passed"] is passed
+    assert verdict.champion["version"] == "3" and verdict.champion["value"] == 0.06
+    if not passed:
+        assert "worse than champion version 3's 0.06" in verdict.reasons[0]
+
+
+def test_a_champion_without_an_interval_is_compared_by_its_value():
+    assert judge(fd(0.06), [], Champion("3", Score(0.06))).passed
+    assert not judge(fd(0.0601), [], Champion("3", Score(0.06))).passed
+
+
+def test_a_champion_that_cannot_be_compared_refuses_and_says_how_to_go_on():
+    verdict = judge(fd(0.01), [BELOW], Champion("3", None, "it was scored on another dataset"))
+    assert not verdict.passed
+    assert "version 3: it was scored on another dataset" in verdict.reasons[0]
+    assert "gate.not_worse_than_champion" in verdict.reasons[0]
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_a_champions_nan_refuses_like_no_score():
+    assert not judge(fd(0.01), [], Champion("3", Score(float("nan"), 0.0, float("nan")))).passed
+
+
+def test_a_candidate_without_a_frechet_distance_cannot_beat_a_champion():
+    verdict = judge({"recall": 0.9}, [], Champion("3", Score(0.06, 0.05, 0.07)))
+    assert not verdict.passed and "no finite value to compare" in verdict.reasons[0]
+
+
+def test_the_champion_is_left_out_when_no_comparison_is_asked_for():
+    verdict = judge(fd(9.0), [], Champion("3", Score(0.06)), compare=False)
+    assert verdict.passed and verdict.champion is None
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "c"]),
+        st.one_of(st.none(), st.floats(), st.fixed_dictionaries({"value": st.floats(), "high": st.floats()})),
+    ),
+    st.lists(
+        st.builds(
+            Limit,
+            metric=st.sampled_from(["a", "b", "c"]),
+            direction=st.sampled_from(["below", "above"]),
+            limit=st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        max_size=4,
+    ),
+)
+def test_whatever_comes_it_passes_exactly_when_every_rule_does_and_its_verdict_is_json(metrics, rules):
+    verdict = judge(metrics, rules)
+    assert verdict.passed == all(rule.passed for rule in verdict.rules) == (not verdict.reasons)
+    assert len(verdict.reasons) == sum(not rule.passed for rule in verdict.rules)
+    for rule in verdict.rules:
+        if rule.passed:
+            assert rule.value <= rule.limit if rule.direction == "below" else rule.value >= rule.limit
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_better_value_never_turns_a_pass_into_a_refusal(value, gain):
+    rules = [BELOW]
+    if judge({"frechet_distance": value}, rules).passed:
+        assert judge({"frechet_distance": value - gain}, rules).passed
