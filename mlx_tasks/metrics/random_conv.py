@@ -12,6 +12,8 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from mlx_tasks.metrics.normal import normal
+
 WIDTHS = (32, 64, 64)
 """Filters of the first levels; deeper levels, made for larger images, repeat the last."""
 
@@ -85,14 +87,6 @@ class RandomConvFeatures:
             q, r = np.linalg.qr(normal((size, dimension), self.seed, 1_000_000 + size))
             self._projections[size] = SCALE * q * np.sign(np.diag(r))
         return self._projections[size]
-
-
-def normal(shape: tuple[int, ...], seed: int, stream: int) -> np.ndarray:
-    """Standard normal numbers by Box-Muller over Philox's raw words: the same on every platform and numpy release."""
-    count = math.prod(shape)
-    words = np.random.Philox(key=[seed, stream]).random_raw(2 * count)
-    u = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return (np.sqrt(-2 * np.log(u[:count])) * np.cos(2 * np.pi * u[count:])).reshape(shape)
 
 
 def _pooled(h: mx.array, weights: list[tuple[mx.array, mx.array]]) -> mx.array:
