@@ -1,4 +1,4 @@
-"""What every benchmark shares: repeats taken in turn, a median with its spread, and a file that says where it was measured."""
+"""What every benchmark shares: repeats in turn, a median with its spread, a file that says where it was measured."""
 
 from __future__ import annotations
 
