@@ -15,13 +15,13 @@ class Estimate:
 
     Attributes:
         value: the plain estimate.
-        low: lower end of the interval.
-        high: upper end of the interval.
+        low: lower end of the interval, None for a number that has none.
+        high: upper end of the interval, None likewise.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """{value, low, high}."""

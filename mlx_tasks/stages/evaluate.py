@@ -1,0 +1,391 @@
+"""Stage `evaluate`: every candidate and every reference set, scored against held-out images by one ruler."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_tasks.data.loader import ImageSet, load_split, to_uint8
+from mlx_tasks.errors import DataError
+from mlx_tasks.files import atomic_folder, atomic_write_bytes, read_json, write_json
+from mlx_tasks.metrics.candidates import (
+    Candidate,
+    LeftOut,
+    own_candidate,
+    schedule_candidates,
+    teacher_candidates,
+)
+from mlx_tasks.metrics.latency import measure_latency
+from mlx_tasks.metrics.pictures import class_rows, png_bytes, tile
+from mlx_tasks.metrics.references import blurred, class_gaussians, class_missing, matching_real, noise
+from mlx_tasks.metrics.row_store import RowStore
+from mlx_tasks.metrics.scoring import Judge
+from mlx_tasks.metrics.winner import choose_winner
+from mlx_tasks.models.bundle import Bundle, read_bundle
+from mlx_tasks.stages.context import StageContext
+
+STRIP_CLASSES = 6
+STRIP_COLUMNS = 8
+LATENCY_REPEATS = 3
+
+
+def run(context: StageContext) -> None:
+    """Score teacher, students and the searched student on their grids; write work/scores/ and metrics/evaluate.json.
+
+    scores.json: `rows` (one a candidate or reference set), `winner` (metrics/winner.py), `left_out` (combinations not
+    scored, each with its reason), `setup` (what the numbers were measured with). Every finished row is kept in the
+    checkpoints, so that a killed evaluation goes on with the next one.
+    """
+    bench = _open_bench(context)
+    candidates, left_out = _candidates(context, bench)
+    references = _reference_sets(bench, left_out)
+    store = RowStore(context.checkpoints / "rows", bench.digest)
+    total = len(references) + len(candidates)
+    rows: list[dict[str, Any]] = []
+    for name, draw in references.items():
+        rows.append(store.get(name) or store.put(name, *_reference_row(bench, name, draw())))
+        _tell(context, rows, total)
+    for candidate in candidates:
+        kept = store.get(candidate.name)
+        if kept is None:
+            kept = store.put(candidate.name, *_candidate_row(context, bench, candidate, rows))
+        rows.append(kept)
+        _tell(context, rows, total)
+
+    winner = choose_winner(rows)
+    by_name = {candidate.name: candidate for candidate in candidates}
+    best_teacher = min(
+        (row for row in rows if row["kind"] == "teacher"),
+        key=lambda row: row["metrics"]["frechet_distance"]["value"],
+        default=None,
+    )
+    with atomic_folder(context.work / "scores") as fresh:
+        for row in rows:
+            atomic_write_bytes(fresh / "grids" / f"{row['candidate']}.png", store.picture(row["candidate"]))
+        strips = {"winner": winner["candidate"]} | ({"teacher": best_teacher["candidate"]} if best_teacher else {})
+        for role, name in strips.items():
+            atomic_write_bytes(fresh / "grids" / f"strip-{role}.png", _strip(bench, by_name[name]))
+        write_json(
+            fresh / "scores.json",
+            {
+                "rows": rows,
+                "winner": winner,
+                "teacher": best_teacher["candidate"] if best_teacher else None,
+                "left_out": [asdict(one) for one in left_out],
+                "setup": bench.setup,
+            },
+        )
+    flat = _figures(rows, winner, best_teacher)
+    write_json(context.work / "metrics" / "evaluate.json", flat)
+    _record(context, rows, winner, flat)
+    store.clear()
+
+
+@dataclass
+class _Bench:
+    """What every row is measured with."""
+
+    judge: Judge
+    train: ImageSet
+    labels: np.ndarray
+    conditional: bool
+    noise_seed: int
+    work: Path
+    digest: str
+    setup: dict[str, Any]
+    batch_size: int
+    bundles: dict[str, Bundle] = field(default_factory=dict)
+
+    def bundle(self, folder: str) -> Bundle:
+        """The bundle of a folder of the workspace, read once."""
+        if folder not in self.bundles:
+            self.bundles[folder] = read_bundle(self.work.parent / folder)
+        return self.bundles[folder]
+
+
+def _open_bench(context: StageContext) -> _Bench:
+    from mlx_tasks.metrics.image_text import load_image_text
+    from mlx_tasks.metrics.random_conv import RandomConvFeatures
+
+    config, work = context.config, context.work
+    train = load_split(work / "dataset", config.resolution, "train")
+    test = load_split(work / "dataset", config.resolution, "test")
+    count = min(config.evaluate.samples, len(test))
+    if count < 10:
+        raise DataError(f"the test split has {len(test)} images, too few to score against: at least 10 are needed")
+    rows = np.sort(np.random.Generator(np.random.PCG64([config.seed, 20])).permutation(len(test))[:count])
+    real, labels = np.array(test.images[rows]), test.labels[rows]
+    conditional = bool(test.class_names)
+    facts = read_json(work / "image_text" / "model.json")
+    image_text = load_image_text(work / "image_text") if facts["trained"] else None
+    space = RandomConvFeatures(real.shape[-1])
+    noise_seed = int.from_bytes(hashlib.blake2b(f"{config.seed}/evaluate".encode(), digest_size=4).digest(), "big")
+    judge = Judge(
+        real,
+        space(real),
+        space,
+        [test.captions[i] for i in rows] if conditional else None,
+        image_text,
+        config.evaluate.bootstrap,
+        config.evaluate.confidence,
+        config.seed,
+    )
+    no_clip = facts.get("reason") or ("" if conditional else "images are not drawn to captions")
+    setup = {
+        "samples": count,
+        "samples_asked": config.evaluate.samples,
+        "test_images": len(test),
+        "resolution": config.resolution,
+        "channels": real.shape[-1],
+        "classes": list(test.class_names),
+        "seed": config.seed,
+        "noise_seed": noise_seed,
+        "resamples": config.evaluate.bootstrap,
+        "confidence": config.evaluate.confidence,
+        "latency_batch": config.evaluate.latency_batch,
+        "latency_repeats": LATENCY_REPEATS,
+        "hardware": context.hardware.as_dict(),
+        "dataset": read_json(work / "dataset" / "summary.json").get("fingerprint"),
+        "feature_space": {"name": "random_conv", "seed": space.seed, "dimension": int(judge.real_features.shape[1])},
+        "image_text": facts,
+        "no_clip_score_because": no_clip,
+    }
+    digest = _inputs_digest(context, setup)
+    batch_size = max(1, min(200, context.hardware.max_micro_batch))
+    return _Bench(judge, train, labels, conditional, noise_seed, work, digest, setup, batch_size)
+
+
+def _inputs_digest(context: StageContext, setup: dict[str, Any]) -> str:
+    """SHA-256 of all that a row depends on: setup, params, bundles, schedules, and the code that measures."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(json.dumps([setup, context.config.dump()], sort_keys=True).encode())
+    sources = [p for part in ("metrics", "samplers", "models", "diffusion") for p in (package / part).rglob("*.py")]
+    inputs = [*context.work.glob("*/digests.json"), *context.work.glob("students/*/digests.json")]
+    inputs += [p for p in (context.work / "schedules" / "schedules.json",) if p.is_file()]
+    for path in sorted([*sources, *inputs, Path(__file__)]):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _candidates(context: StageContext, bench: _Bench) -> tuple[list[Candidate], list[LeftOut]]:
+    work = context.work
+    teacher = bench.bundle("work/teacher")
+    candidates, left_out = teacher_candidates(
+        "work/teacher", teacher.sampler, teacher.schedule, context.config.evaluate.nfe
+    )
+    refused = read_refusals(work / "students" / "table.json")
+    for folder in sorted((work / "students").glob("steps_*"), key=lambda p: -int(p.name.removeprefix("steps_"))):
+        steps = int(folder.name.removeprefix("steps_"))
+        relative = f"work/students/{folder.name}"
+        sampler = bench.bundle(relative).sampler
+        candidates.append(own_candidate(f"student-steps{steps}", "student", relative, sampler, refused.get(steps, "")))
+    searched = bench.bundle("work/searched")
+    more, also_left_out = schedule_candidates(
+        "work/searched", searched.sampler, read_grids(work / "schedules" / "schedules.json")
+    )
+    return candidates + more, left_out + also_left_out
+
+
+def read_refusals(path: Path) -> dict[int, str]:
+    """Steps -> why the distillation's gate refused that student.  Raises: DataError for another shape."""
+    try:
+        return {int(row["steps"]): str(row["reason"]) for row in read_json(path)["students"] if not row["accepted"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not the distill stage's table ({error!r}): run `mlx-tasks distill`") from error
+
+
+def read_grids(path: Path) -> list[dict[str, Any]]:
+    """Every grid that the tune stage compared: grid, solver, timesteps.  Raises: DataError for another shape."""
+    try:
+        return [
+            {"grid": row["grid"], "solver": row["solver"], "timesteps": row["timesteps"]}
+            for row in read_json(path)["rows"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not the tune stage's schedules ({error!r}): run `mlx-tasks tune`") from error
+
+
+def _reference_sets(bench: _Bench, left_out: list[LeftOut]) -> dict[str, Callable[[], np.ndarray]]:
+    """Name -> a function that makes the set; made only when its row is not kept."""
+    images, labels, wanted, seed = bench.train.images, bench.train.labels, bench.labels, bench.judge.seed
+    missing = sorted(set(wanted.tolist()) - set(labels.tolist()))
+    if missing:
+        raise DataError(f"the test split has labels {missing} that the training split lacks: run validate again")
+    sets: dict[str, Callable[[], np.ndarray]] = {"reference-real": lambda: matching_real(images, labels, wanted, seed)}
+    if len(np.unique(wanted)) > 1:
+        sets["reference-class-missing"] = lambda: class_missing(images, labels, wanted, seed)
+    else:
+        left_out.append(LeftOut("reference-class-missing", "there is one class, or there are none"))
+    sets["reference-gaussian"] = lambda: class_gaussians(images, labels, wanted, seed)
+    sets["reference-blurred"] = lambda: blurred(matching_real(images, labels, wanted, seed))
+    sets["reference-noise"] = lambda: noise(bench.judge.real.shape, seed)
+    return sets
+
+
+def _reference_row(bench: _Bench, name: str, images: np.ndarray) -> tuple[dict[str, Any], bytes]:
+    started = time.perf_counter()
+    scores = {key: estimate.as_dict() for key, estimate in bench.judge.scores(images).items()}
+    row = {
+        "candidate": name,
+        "kind": "reference",
+        "solver": None,
+        "grid": None,
+        "nfe": 0,
+        "steps": 0,
+        "refused": "",
+        "metrics": scores,
+        "latency_ms": None,
+        "parameters": None,
+        "size_mb": None,
+        "samples": len(images),
+        "seed": bench.judge.seed,
+        "seconds": time.perf_counter() - started,
+    }
+    return row, _picture(bench, images)
+
+
+def _candidate_row(
+    context: StageContext, bench: _Bench, candidate: Candidate, rows: list[dict[str, Any]]
+) -> tuple[dict[str, Any], bytes]:
+    from mlx.utils import tree_flatten
+
+    from mlx_tasks.samplers.bundle_sampler import bundle_noise
+
+    started = time.perf_counter()
+    bundle = bench.bundle(candidate.bundle)
+    count = len(bench.judge.real)
+    drawn = _draw(bench, candidate, bundle_noise(bundle, bench.noise_seed, count), bench.labels, bench.batch_size)
+    if drawn.nfe != candidate.nfe:
+        raise DataError(f"{candidate.name} cost {drawn.nfe} evaluations, {candidate.nfe} were planned: a wrong grid?")
+    images = to_uint8(np.array(drawn.images))
+    latency = _latency(context, bench, candidate, rows)
+    scores = {key: estimate.as_dict() for key, estimate in bench.judge.scores(images).items()}
+    scores["latency_ms"] = {"value": latency["median_ms"], "low": latency["low_ms"], "high": latency["high_ms"]}
+    scores["images_per_second"] = {
+        "value": 1000 / latency["median_ms"],
+        "low": 1000 / latency["high_ms"],
+        "high": 1000 / latency["low_ms"],
+    }
+    weights = bench.work.parent / candidate.bundle / "unet" / "diffusion_pytorch_model.safetensors"
+    row = {
+        "candidate": candidate.name,
+        "kind": candidate.kind,
+        "solver": candidate.solver,
+        "grid": candidate.grid,
+        "nfe": candidate.nfe,
+        "steps": len(candidate.timesteps),
+        "timesteps": list(candidate.timesteps),
+        "guidance_scale": candidate.guidance_scale,
+        "bundle": candidate.bundle,
+        "bundle_digest": bundle.digest,
+        "refused": candidate.refused,
+        "metrics": scores,
+        "latency_ms": latency["median_ms"],
+        "latency": latency,
+        "parameters": sum(value.size for _, value in tree_flatten(bundle.model.parameters())),
+        "size_mb": weights.stat().st_size / 2**20,
+        "samples": count,
+        "seed": bench.noise_seed,
+        "seconds": time.perf_counter() - started,
+    }
+    return row, _picture(bench, images)
+
+
+def _draw(bench: _Bench, candidate: Candidate, noise_: Any, labels: np.ndarray, batch_size: int) -> Any:
+    from mlx_tasks.samplers.bundle_sampler import sample_bundle
+    from mlx_tasks.samplers.grids import grid_from_timesteps
+
+    bundle = bench.bundle(candidate.bundle)
+    return sample_bundle(
+        bundle,
+        noise_,
+        labels if bench.conditional else None,
+        grid_from_timesteps(bundle.schedule, candidate.timesteps),
+        candidate.solver,
+        batch_size,
+        candidate.guidance_scale,
+    )
+
+
+def _latency(context: StageContext, bench: _Bench, candidate: Candidate, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measured once for all grids of one bundle that cost the same: equal work must not race by chance."""
+    same = ("bundle", "solver", "nfe", "guidance_scale")
+    for row in rows:
+        if row["kind"] != "reference" and all(row[key] == getattr(candidate, key) for key in same):
+            return row["latency"]
+    from mlx_tasks.samplers.bundle_sampler import bundle_noise
+
+    batch = context.config.evaluate.latency_batch
+    labels = np.resize(bench.labels, batch)
+    noise_ = bundle_noise(bench.bundle(candidate.bundle), bench.noise_seed, batch)
+    return asdict(measure_latency(lambda: _draw(bench, candidate, noise_, labels, batch), batch, LATENCY_REPEATS))
+
+
+def _picture(bench: _Bench, images: np.ndarray) -> bytes:
+    return png_bytes(tile(class_rows(images, bench.labels if bench.conditional else None)))
+
+
+def _strip(bench: _Bench, candidate: Candidate) -> bytes:
+    """PNG of the x0 estimates on the way, a row for each of the first classes."""
+    from mlx_tasks.samplers.bundle_sampler import bundle_noise, denoising_strip
+    from mlx_tasks.samplers.grids import grid_from_timesteps
+
+    bundle = bench.bundle(candidate.bundle)
+    first = [int(np.flatnonzero(bench.labels == c)[0]) for c in np.unique(bench.labels)[:STRIP_CLASSES]]
+    first = first if bench.conditional else list(range(min(STRIP_CLASSES, len(bench.labels))))
+    strip = denoising_strip(
+        bundle,
+        bundle_noise(bundle, bench.noise_seed, first),
+        bench.labels[first] if bench.conditional else None,
+        grid_from_timesteps(bundle.schedule, candidate.timesteps),
+        candidate.solver,
+        STRIP_COLUMNS,
+        candidate.guidance_scale,
+    )
+    return png_bytes(tile(to_uint8(np.array(strip.images))))
+
+
+def _figures(
+    rows: list[dict[str, Any]], winner: dict[str, Any], best_teacher: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Plain numbers for `dvc metrics`: the winner's, the best teacher's, and each reference's."""
+
+    def plain(row: dict[str, Any]) -> dict[str, Any]:
+        figures = {name: estimate["value"] for name, estimate in row["metrics"].items()}
+        extra = ("nfe", "steps", "parameters", "size_mb")
+        return figures | {key: row[key] for key in extra if row["kind"] != "reference"}
+
+    won = next(row for row in rows if row["candidate"] == winner["candidate"])
+    figures = {"winner": plain(won)} | ({"teacher": plain(best_teacher)} if best_teacher else {})
+    references = {row["candidate"].removeprefix("reference-"): plain(row) for row in rows if row["kind"] == "reference"}
+    return figures | {"reference": references}
+
+
+def _tell(context: StageContext, rows: list[dict[str, Any]], total: int) -> None:
+    row = rows[-1]
+    distance = row["metrics"]["frechet_distance"]["value"]
+    context.progress.update(len(rows), total, "candidates", candidate=row["candidate"], frechet_distance=distance)
+
+
+def _record(
+    context: StageContext, rows: list[dict[str, Any]], winner: dict[str, Any], flat: dict[str, dict[str, Any]]
+) -> None:
+    for group in ("winner", "teacher"):
+        if group in flat:
+            context.tracker.metrics({f"{group}/{key}": float(value) for key, value in flat[group].items()}, 0)
+    for name, figures in flat["reference"].items():
+        context.tracker.metrics({f"reference_{name}/{key}": float(value) for key, value in figures.items()}, 0)
+    context.tracker.tags({"winner": winner["candidate"]})
+    context.tracker.artifact(context.work / "scores", "scores")
+    context.progress.say(
+        f"winner {winner['candidate']} of {len(rows)} rows: Frechet distance "
+        f"{flat['winner']['frechet_distance']:.4f} at {flat['winner']['nfe']} evaluations, "
+        f"{flat['winner']['latency_ms']:.2f} ms an image"
+    )

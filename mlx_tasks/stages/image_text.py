@@ -1,0 +1,84 @@
+"""Stage `image_text`: the small image-text model behind the CLIP score, and what that score is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_tasks.data.loader import ImageSet, load_split, to_float
+from mlx_tasks.files import atomic_folder, write_json
+from mlx_tasks.stages.context import StageContext
+
+BATCH_SIZE = 64
+
+
+def run(context: StageContext) -> None:
+    """Train on the training split's captions, judge on the test split's, write work/image_text/.
+
+    model.json holds the model's config, `trained`, and how well it tells captions apart: `retrieval` (share of test
+    images whose own caption beats those of other classes, with interval and chance), the CLIP score of true captions
+    and of the same captions shuffled. Where captions say nothing (fewer than two different ones), `trained` is false
+    with a `reason`, and no CLIP score is given anywhere.
+    """
+    from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, clip_scores, save_image_text
+    from mlx_tasks.metrics.image_text_training import retrieval, train_image_text
+
+    config, folder = context.config, context.work / "image_text"
+    train = load_split(context.work / "dataset", config.resolution, "train")
+    test = load_split(context.work / "dataset", config.resolution, "test")
+    reason = _why_not(train, test)
+    if reason:
+        with atomic_folder(folder) as fresh:
+            write_json(fresh / "model.json", {"trained": False, "reason": reason})
+        context.progress.say(f"no image-text model: {reason}")
+        return
+
+    longest = max(len(caption.encode("utf-8")) for caption in [*train.captions, *test.captions])
+    sizes = ImageTextConfig(train.images.shape[-1], max_bytes=min(96, -(-longest // 8) * 8))
+    model = ImageTextModel(sizes, config.seed)
+    steps = config.evaluate.image_text_steps
+    for record in train_image_text(model, to_float(train.images), train.captions, steps, BATCH_SIZE, config.seed):
+        context.progress.update(record.step, steps, loss=record.loss)
+        context.tracker.metrics({"image_text/loss": record.loss}, record.step)
+
+    images, groups = to_float(test.images), _groups(test)
+    found = retrieval(model, images, test.captions, groups, config.seed, config.evaluate.confidence)
+    order = np.random.Generator(np.random.PCG64([config.seed, 1])).permutation(len(images))
+    shuffled = [test.captions[i] for i in order]
+    facts = {
+        "trained": True,
+        "steps": steps,
+        "training_pairs": len(train),
+        "test_pairs": len(test),
+        "retrieval": {**found.accuracy.as_dict(), "choices": found.choices, "chance": found.chance},
+        "true_captions": float(clip_scores(model, images, test.captions).mean()),
+        "shuffled_captions": float(clip_scores(model, images, shuffled).mean()),
+    }
+    with atomic_folder(folder) as fresh:
+        save_image_text(model, fresh, facts)
+    context.tracker.metrics(
+        {
+            "image_text/retrieval": found.accuracy.value,
+            "image_text/true_captions": facts["true_captions"],
+            "image_text/shuffled_captions": facts["shuffled_captions"],
+        },
+        0,
+    )
+    context.progress.say(
+        f"retrieval {found.accuracy.value:.3f} of {found.choices} (chance {found.chance:.2f}); CLIP score of true "
+        f"captions {facts['true_captions']:.1f}, of shuffled ones {facts['shuffled_captions']:.1f}"
+    )
+
+
+def _why_not(train: ImageSet, test: ImageSet) -> str:
+    if len(set(train.captions)) < 2:
+        return f"the training split has {len(set(train.captions))} different captions; at least 2 are needed"
+    if len(np.unique(_groups(test))) < 2:
+        return "the test split's captions all mean the same"
+    return ""
+
+
+def _groups(images: ImageSet) -> np.ndarray:
+    """(N,) what makes captions interchangeable: the class, or without classes the caption itself."""
+    if images.class_names:
+        return images.labels
+    return np.unique(images.captions, return_inverse=True)[1]
