@@ -1,0 +1,130 @@
+"""What a bundle's images looked like when it was registered: features that a monitor compares later images with.
+
+    BUNDLE/reference/features.safetensors   generated (N, D) and held_out (M, D) float32, generated_labels (N,) int32
+    BUNDLE/reference/reference.json         the feature space, counts, seed, and the Frechet distance between the two
+
+Features of an untrained space hold no picture: nobody gets the training data with the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_tasks.errors import DataError
+from mlx_tasks.files import atomic_write_bytes, read_json, write_json
+from mlx_tasks.metrics.frechet import frechet_distance
+
+if TYPE_CHECKING:
+    from mlx_tasks.models.bundle import Bundle
+
+FOLDER = "reference"
+REFERENCE_SEED = 1_000_003
+"""Of the reference images' noise; served and scored images come from other seeds."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The registered reference of one bundle.
+
+    Attributes:
+        generated: (N, D) float64 features of images that the bundle drew.
+        held_out: (M, D) float64 features of held-out real images.
+        labels: (N,) int32 class of each drawn image; -1 for a bundle without classes.
+        channels: colour channels of the feature space.
+        feature_seed: seed of the feature space.
+        dimension: width of the feature space.
+        frechet_distance: between the two at equal counts.
+    """
+
+    generated: np.ndarray
+    held_out: np.ndarray
+    labels: np.ndarray
+    channels: int
+    feature_seed: int
+    dimension: int
+    frechet_distance: float
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """(N, D) features of images (N, H, W, C) uint8 in this reference's space."""
+        from mlx_tasks.metrics.random_conv import RandomConvFeatures
+
+        return RandomConvFeatures(self.channels, self.feature_seed, self.dimension)(images)
+
+
+def make_reference(bundle: Bundle, held_out: np.ndarray, count: int) -> Reference:
+    """Draw `count` images, classes in turn, and keep their features beside those of held-out images.
+
+    held_out: (M, H, W, C) uint8 at the bundle's resolution.
+    """
+    from mlx_tasks.metrics.random_conv import RandomConvFeatures
+    from mlx_tasks.registry.draw import draw
+
+    classes = len(bundle.sampler.class_names)
+    labels = np.arange(count, dtype=np.int32) % classes if classes else np.full(count, -1, np.int32)
+    seeds = range(REFERENCE_SEED, REFERENCE_SEED + count)
+    space = RandomConvFeatures(bundle.sampler.channels)
+    generated = space(draw(bundle, labels.tolist(), list(seeds)))
+    real = space(np.asarray(held_out))
+    equal = min(len(generated), len(real))
+    return Reference(
+        generated,
+        real,
+        labels,
+        space.channels,
+        space.seed,
+        space.dimension,
+        frechet_distance(generated[:equal], _spread(real, equal)),
+    )
+
+
+def write_reference(folder: Path, reference: Reference) -> None:
+    """Add the reference to a bundle's folder."""
+    from safetensors.numpy import save
+
+    arrays = {
+        "generated": reference.generated.astype(np.float32),
+        "held_out": reference.held_out.astype(np.float32),
+        "generated_labels": reference.labels.astype(np.int32),
+    }
+    atomic_write_bytes(folder / FOLDER / "features.safetensors", save(arrays))
+    description = {
+        "feature_space": "random_conv",
+        "channels": reference.channels,
+        "feature_seed": reference.feature_seed,
+        "dimension": reference.dimension,
+        "generated": len(reference.generated),
+        "held_out": len(reference.held_out),
+        "seed": REFERENCE_SEED,
+        "frechet_distance": reference.frechet_distance,
+    }
+    write_json(folder / FOLDER / "reference.json", description)
+
+
+def read_reference(folder: Path) -> Reference:
+    """The reference of a bundle's folder.  Raises: DataError where it has none or one that cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        described: dict[str, Any] = read_json(folder / FOLDER / "reference.json")
+        arrays = load_file(folder / FOLDER / "features.safetensors")
+        return Reference(
+            arrays["generated"].astype(np.float64),
+            arrays["held_out"].astype(np.float64),
+            arrays["generated_labels"],
+            described["channels"],
+            described["feature_seed"],
+            described["dimension"],
+            described["frechet_distance"],
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(f"{folder} has no readable reference ({error}): use a bundle that `register` wrote") from None
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows spread evenly over all of them."""
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
