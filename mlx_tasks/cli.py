@@ -1,13 +1,23 @@
-"""`mlx-tasks`: what dvc.yaml and a person call. The only module that prints."""
+"""`mlx-tasks`: what dvc.yaml and a person call. The only module that prints, with the packages' `commands` modules."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
 from mlx_tasks.catalog import STAGES
 from mlx_tasks.errors import ExitCode, StageError
+
+COMMAND_MODULES = (
+    "mlx_tasks.workspace.commands",
+    "mlx_tasks.tracking.commands",
+    "mlx_tasks.stack.commands",
+    "mlx_tasks.serving.commands",
+)
+"""Modules with `add_commands(subparsers)`, each light to import; a command's own work is imported when it runs."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{name}", type=int, required=True)
         command.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: this folder)")
         command.set_defaults(command=_run_stage, stage=stage)
+    for module in COMMAND_MODULES:
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module).add_commands(commands)
     return parser
 
 

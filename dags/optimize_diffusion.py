@@ -1,0 +1,75 @@
+"""The main job as Airflow sees it. What each node does is a stage of dvc.yaml; this file only says in what order."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from airflow.sdk import Param, TaskGroup, chain, dag
+
+from mlx_tasks.catalog import SEARCH_GENERATIONS
+from mlx_tasks.form import fields
+from stage_operator import CloseRunOperator, OpenRunOperator, ReportOperator, StageOperator
+
+REPOSITORY = Path(os.environ.get("ADO_REPOSITORY") or Path(__file__).resolve().parent.parent)
+PARAMS = {f.name: Param(f.default, description=f.description, title=f.title, **f.schema) for f in fields(REPOSITORY)}
+RETRIES = {
+    "retries": int(os.environ.get("ADO_RETRIES", "2")),
+    "retry_delay": timedelta(seconds=float(os.environ.get("ADO_RETRY_DELAY_S", "30"))),
+}
+# One slot: the accelerator takes one stage at a time. The queue is an Edge worker's, where one is configured.
+ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.get("ADO_QUEUE", "default")}
+LIGHT = {"pool": "default_pool", "queue": ACCELERATOR["queue"]}
+
+
+@dag(
+    schedule=os.environ.get("ADO_SCHEDULE") or None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    tags=["diffusion", "mlx"],
+    params=PARAMS,
+    default_args={**RETRIES, **ACCELERATOR},
+    max_active_runs=2,
+)
+def optimize_diffusion():
+    """Validate a dataset, train, distill, search, tune, evaluate, and register the best sampler found.
+
+    Every node runs one stage of `dvc.yaml` in the run's own workspace; a stage whose inputs have not changed says
+    *cached*. `open_run` checks the parameters before anything is trained; `close_run` commits what was made on the
+    branch `runs/...`, whatever became of the run. A gate that refuses a promotion is no failure: the report says why.
+    """
+    opened = OpenRunOperator(task_id="open_run", pool="default_pool", queue="default")
+    validated = StageOperator(task_id="validate", stage="validate", **LIGHT)
+    taught = StageOperator(task_id="train", stage="train")
+    distilled = StageOperator(task_id="distill", stage="distill")
+
+    with TaskGroup("search") as searched:
+        generations = []
+        for generation in range(SEARCH_GENERATIONS):
+            plan = StageOperator(
+                task_id=f"plan_{generation}", stage="search_plan", arguments={"generation": generation}, **LIGHT
+            )
+            trials = StageOperator.partial(
+                task_id=f"trial_{generation}",
+                stage="search_trial",
+                map_index_template="slot {{ task.arguments['slot'] }}",
+            ).expand(arguments=plan.output)
+            generations += [plan, trials]
+        chain(*generations, StageOperator(task_id="select", stage="search_select"))
+
+    tuned = StageOperator(task_id="tune", stage="tune")
+
+    with TaskGroup("evaluate") as evaluated:
+        StageOperator(task_id="image_text", stage="image_text") >> StageOperator(task_id="scores", stage="evaluate")
+
+    with TaskGroup("register") as registered:
+        StageOperator(task_id="register", stage="register", commit="before") >> ReportOperator(
+            task_id="report", stage="report", commit="after", **LIGHT
+        )
+
+    closed = CloseRunOperator(task_id="close_run", last="report", pool="default_pool", queue="default")
+    chain(opened, validated, taught, distilled, searched, tuned, evaluated, registered)
+    registered >> closed.as_teardown(setups=opened)
+
+
+optimize_diffusion()

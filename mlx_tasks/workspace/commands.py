@@ -1,0 +1,111 @@
+"""Commands about runs: open-run, node, close-run (what the DAG's tasks call), workspaces, resolve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlx_tasks.config import load_config, parse_override, write_params
+from mlx_tasks.errors import DataError
+from mlx_tasks.events import emit
+
+
+def add_commands(commands: Any) -> None:
+    """Add this package's commands to the CLI's subparsers."""
+    resolve = commands.add_parser("resolve", help="print params.yaml with a preset and overrides put in, and stop")
+    resolve.add_argument("--preset", help="include/presets/NAME.yaml")
+    resolve.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a dotted key and its value")
+    resolve.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: this folder)")
+    resolve.add_argument("--write", action="store_true", help="write them to params.yaml too")
+    resolve.set_defaults(command=_resolve)
+
+    workspaces = commands.add_parser("workspaces", help="list the runs' workspaces on this machine")
+    workspaces.add_argument("--prune", type=int, metavar="KEEP", help="remove all but the newest KEEP")
+    workspaces.set_defaults(command=_workspaces)
+
+    for name, function, help_text in (
+        ("open-run", _open_run, "make a run's workspace: {run_id, form}"),
+        ("node", _node, "run one stage in a run's workspace: {run, stage, arguments, locks, commit}"),
+        ("close-run", _close_run, "commit a run's artifacts and end it: {run, locks, succeeded}"),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument("--spec", required=True, help="JSON, or - to read it from stdin")
+        command.set_defaults(command=function)
+
+
+def _resolve(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    overrides = dict(parse_override(text) for text in arguments.set)
+    config = load_config(arguments.root, arguments.preset, overrides)
+    print(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True), end="")
+    if arguments.write:
+        write_params(config, arguments.root / "params.yaml")
+    return 0
+
+
+def _workspaces(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.workspace.closing import list_workspaces, prune_workspaces
+    from mlx_tasks.workspace.paths import Places
+
+    places = Places.from_environment()
+    if arguments.prune is not None:
+        for path in prune_workspaces(places, arguments.prune):
+            print(f"removed {path}")
+    for run in list_workspaces(places):
+        print(f"{run['run_id']}  {run['branch']}  {places.workspaces / run['slug']}")
+    return 0
+
+
+def _open_run(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.workspace.opening import open_run
+    from mlx_tasks.workspace.paths import Places
+
+    spec = _read_spec(arguments.spec, "run_id", "form")
+    run = open_run(Places.from_environment(), spec["run_id"], spec["form"])
+    for note in run.get("notes", []):
+        print(f"open-run: {note}", flush=True)
+    print(f"open-run: {run['run_id']} is {run['branch']} at {run['commit'][:12]}, params {run['digest']}", flush=True)
+    emit("result", **run)
+    return 0
+
+
+def _node(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.workspace.node import Spec, known_stage, run_node
+    from mlx_tasks.workspace.paths import Places
+
+    spec = _read_spec(arguments.spec, "run", "stage")
+    known_stage(spec["stage"])
+    full = Spec(
+        run=spec["run"],
+        stage=spec["stage"],
+        arguments=spec.get("arguments") or {},
+        locks=spec.get("locks") or {},
+        commit=spec.get("commit") or "",
+    )
+    return run_node(Places.from_environment(), full)
+
+
+def _close_run(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.workspace.closing import close_run
+    from mlx_tasks.workspace.paths import Places
+
+    spec = _read_spec(arguments.spec, "run", "locks", "succeeded")
+    closed = close_run(Places.from_environment(), spec["run"], spec["locks"], spec["succeeded"])
+    print(f"close-run: {closed['branch']} at {closed['commit'][:12]}", flush=True)
+    emit("result", **closed)
+    return 0
+
+
+def _read_spec(text: str, *keys: str) -> dict[str, Any]:
+    try:
+        spec = json.loads(sys.stdin.read() if text == "-" else text)
+    except ValueError as error:
+        raise DataError(f"--spec must be JSON: {error}") from None
+    missing = [key for key in keys if not isinstance(spec, dict) or key not in spec]
+    if missing:
+        raise DataError(f"--spec lacks {', '.join(missing)}")
+    return spec

@@ -1,0 +1,37 @@
+"""After an out-of-memory end the next try takes half the micro-batch: kept in the workspace, so per machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mlx_tasks.config import load_config
+from mlx_tasks.files import read_json, write_json
+from mlx_tasks.hardware import detect
+
+MICRO_BATCH_VARIABLE = "MLX_TASKS_MICRO_BATCH"
+_BRANCHES = {"search_trial": "search", "search_select": "search"}
+
+
+def current_micro_batch(workspace: Path, target: str) -> int | None:
+    """The largest micro-batch that this target may take here (images), or None while nothing has limited it."""
+    try:
+        return int(read_json(_path(workspace, target))["micro_batch"])
+    except (OSError, ValueError, KeyError):
+        asked = os.environ.get(MICRO_BATCH_VARIABLE)
+        return int(asked) if asked else None
+
+
+def halve_micro_batch(workspace: Path, stage: str, target: str) -> int | None:
+    """Half of what the target took until now, written down for its next try; None where that was one image."""
+    branch = getattr(load_config(workspace), _BRANCHES.get(stage, stage), None)
+    batch_size = getattr(branch, "batch_size", None) or detect().max_micro_batch
+    before = min(current_micro_batch(workspace, target) or detect().max_micro_batch, batch_size)
+    if before <= 1:
+        return None
+    write_json(_path(workspace, target), {"micro_batch": before // 2})
+    return before // 2
+
+
+def _path(workspace: Path, target: str) -> Path:
+    return workspace / ".run" / "memory" / f"{target}.json"

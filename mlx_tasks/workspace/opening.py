@@ -1,0 +1,190 @@
+"""Open a run: resolve its params, fix its commit, make its workspace. The same call again finds what stands."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from mlx_tasks.config import Config, parse_config, write_params
+from mlx_tasks.errors import DataError, UnavailableError
+from mlx_tasks.files import atomic_write_text, read_json, write_json
+from mlx_tasks.form import resolve
+from mlx_tasks.locks import held
+from mlx_tasks.workspace import git
+from mlx_tasks.workspace.mlflow_parent import start_parent
+from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
+
+logger = logging.getLogger(__name__)
+
+
+class Run(TypedDict):
+    """What every node must know of its run: small, and true on any machine.
+
+    run_id and slug; commit that holds its code and params; branch that names it; base: HEAD of the checkout it was
+    taken from; edited: whether uncommitted edits were taken along; digest of its params; mlflow_parent: id or None;
+    notes: lines for people.
+    """
+
+    kind: str
+    run_id: str
+    slug: str
+    commit: str
+    branch: str
+    base: str
+    edited: bool
+    digest: str
+    mlflow_parent: str | None
+    mlflow_url: str | None
+    notes: NotRequired[list[str]]
+
+
+def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
+    """Make a run's workspace and branch, or return what an earlier call for the same id made.
+
+    Raises: DataError for a bad value of the form or a checkout that is none (before anything is made);
+    UnavailableError where MLflow or git does not answer.
+    """
+    slug, path = run_slug(run_id), workspace_path(places.state, run_id)
+    with held(places.lock(slug), f"open {run_id}", what=f"the workspace {slug}"):
+        marker = _marker(path)
+        if marker.exists():
+            return read_json(marker)
+        config = resolve(places.repository, form)
+        git.check_checkout(places.repository)
+        run = _make(places, run_id, config, path)
+        run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run))
+        write_json(marker, run)
+    return run
+
+
+def ensure_workspace(places: Places, run: Run) -> Path:
+    """The run's workspace on this machine, made from the run's commit if it is not there.
+
+    Raises: UnavailableError where the commit cannot be found or fetched.
+    """
+    path = workspace_path(places.state, run["run_id"])
+    marker = _marker(path)
+    if marker.exists():
+        return path
+    with held(places.lock("git"), f"workspace of {run['run_id']}", what="git"):
+        if marker.exists():
+            return path
+        if not git.has_commit(places.repository, run["commit"]):
+            _fetch(places, run)
+        git.add_worktree(places.repository, path, run["commit"])
+        _configure_dvc(places, path)
+        write_json(marker, dict(run))
+    return path
+
+
+def _make(places: Places, run_id: str, config: Config, path: Path) -> Run:
+    slug, branch = run_slug(run_id), f"runs/{run_slug(run_id)}"
+    notes: list[str] = []
+    with held(places.lock("git"), f"open {run_id}", what="git"):
+        data = config.data.path
+        exclude = (data,) if _is_untracked(places.repository, data) else ()
+        taken = git.snapshot(places.repository, f"Uncommitted edits that run {run_id} was started with", exclude)
+        git.add_worktree(places.repository, path, taken.commit)
+        base = git.git(places.repository, "rev-parse", "HEAD")
+        if taken.edited:
+            notes.append(f"the checkout has uncommitted edits: taken along as commit {taken.commit[:12]} on {branch}")
+        for name in taken.left_out:
+            notes.append(f"{name} is untracked and over {git.MAX_SNAPSHOT_FILE_MB} MB: not taken along; ignore it")
+        config = _with_dataset(places.repository, path, config)
+        write_params(config, path / "params.yaml")
+        message = f"Params of run {run_id} (digest {config.digest})"
+        commit = git.commit_files(path, branch, message, ("params.yaml",))
+        if places.git_remote:
+            git.git(places.repository, "push", "--quiet", "--force", places.git_remote, f"refs/heads/{branch}")
+        _configure_dvc(places, path)
+    return Run(
+        kind="run",
+        run_id=run_id,
+        slug=slug,
+        commit=commit,
+        branch=branch,
+        base=base,
+        edited=taken.edited,
+        digest=config.digest,
+        mlflow_parent=None,
+        mlflow_url=None,
+        notes=notes,
+    )
+
+
+def _with_dataset(repository: Path, workspace: Path, config: Config) -> Config:
+    """The tree with a dataset path that holds in the workspace: one that no commit has is named absolutely.
+
+    Raises: DataError for a relative path that is nowhere.
+    """
+    named = Path(config.data.path).expanduser()
+    if not named.is_absolute():
+        if (workspace / named).exists():
+            return config
+        named = repository / named
+        if not named.exists():
+            raise DataError(
+                f"data.path: {config.data.path!r} is neither in the checkout {repository} nor an absolute path: "
+                "name a folder of images, or a card under include/datasets/"
+            )
+    tree = config.dump()
+    tree["data"]["path"] = str(named)
+    return parse_config(tree)
+
+
+def _is_untracked(repository: Path, path: str) -> bool:
+    inside = not Path(path).is_absolute() and (repository / path).resolve().is_relative_to(repository)
+    return inside and not git.git(repository, "ls-files", "--", f":(top,literal){path}")
+
+
+def _fetch(places: Places, run: Run) -> None:
+    if places.git_remote is None:
+        raise UnavailableError(
+            f"commit {run['commit'][:12]} of run {run['run_id']} is not in {places.repository}: on several machines "
+            "set ADO_GIT_REMOTE to a git remote that all of them reach"
+        )
+    refspec = f"+refs/heads/{run['branch']}:refs/heads/{run['branch']}"
+    git.git(places.repository, "fetch", "--quiet", places.git_remote, refspec)
+
+
+def _configure_dvc(places: Places, path: Path) -> None:
+    """Point a workspace's DVC at this machine's shared cache and at the remote."""
+    places.dvc_cache.mkdir(parents=True, exist_ok=True)
+    if "://" not in places.dvc_remote:
+        Path(places.dvc_remote).mkdir(parents=True, exist_ok=True)
+    lines = [
+        "[core]",
+        "    analytics = false",
+        "    check_update = false",
+        "    remote = ado",
+        f"    site_cache_dir = {places.state / 'dvc-site'}",
+        "[cache]",
+        f"    dir = {places.dvc_cache}",
+        "['remote \"ado\"']",
+        f"    url = {places.dvc_remote}",
+    ]
+    atomic_write_text(path / ".dvc" / "config.local", "\n".join(lines) + "\n")
+
+
+def _tags(run: Run) -> dict[str, str]:
+    return {
+        "mlflow.source.name": "optimize_diffusion",
+        "mlflow.source.git.commit": run["commit"],
+        "ado.run_id": run["run_id"],
+        "ado.branch": run["branch"],
+        "ado.params_digest": run["digest"],
+    }
+
+
+def _marker(path: Path) -> Path:
+    """Written last, so a workspace without it is half made."""
+    return path / ".run" / "run.json"
+
+
+def remove_workspace(places: Places, path: Path) -> None:
+    """Remove a workspace; its branch and its artifacts in the cache and the remote stay."""
+    with held(places.lock("git"), f"remove {path.name}", what="git"):
+        git.remove_worktree(places.repository, path)
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""Airflow operators that run `mlx-tasks` in fresh processes: open a run, run one stage of it, close it.
+
+Tasks of Airflow are forks of a long process, and MLX survives no fork; so nothing here imports MLX, MLflow or DVC. The
+child's lines go to the task's log as they come; its exit code (mlx_tasks/errors.py) decides whether a retry can help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from mlx_tasks.catalog import dvc_target
+from mlx_tasks.errors import RETRYABLE, ExitCode
+from mlx_tasks.events import EVENTS_VARIABLE, parse_event
+from mlx_tasks.supervision import PARENT_VARIABLE, identity
+
+RESULT_KEY = "result"
+"""XCom key of what a task hands on: a small dict. A stage's holds its dvc.lock entry, from which later tasks fetch."""
+
+GRACE_S = 3.0
+"""Between SIGTERM and SIGKILL of the child's group; Airflow gives the whole task five seconds."""
+
+REPORT_PATH = "/optimizer/runs/{run_id}/report"
+"""Where the run view (optimizer_plugin.py) serves a run's report."""
+
+
+class MlflowRunLink(BaseOperatorLink):
+    """The stage's MLflow run; there from the moment the run is made."""
+
+    name = "MLflow run"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """The address that the stage told, or nothing."""
+        return getattr(operator, "mlflow_url", None) or ""
+
+
+class ReportLink(BaseOperatorLink):
+    """The run's report."""
+
+    name = "Report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Its address in the run view."""
+        return REPORT_PATH.format(run_id=quote(ti_key.run_id, safe=""))
+
+
+class ProcessOperator(BaseOperator):
+    """Runs `python -m mlx_tasks COMMAND` in a session of its own, with a JSON spec on its stdin."""
+
+    ui_color = "#e8f0fb"
+    operator_extra_links = (MlflowRunLink(),)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mlflow_url: str | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def call(self, context: Any, command: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """Run the command to its end, its lines in this task's log; the result that it told.
+
+        Raises: AirflowFailException for an end that a retry cannot mend, AirflowException for one that it can.
+        """
+        result: dict[str, Any] = {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlx_tasks", command, "--spec", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=_child_environment(),
+            start_new_session=True,
+        )
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code and lines say why
+                self._process.stdin.write(json.dumps(spec))
+                self._process.stdin.close()
+            last = ""
+            for line in self._process.stdout:
+                event = parse_event(line)
+                if event is None:
+                    last = line.strip() or last
+                    self.log.info("%s", line.rstrip("\n"))
+                elif event["event"] == "mlflow_run":
+                    self._tell_mlflow_run(context, event["url"])
+                elif event["event"] == "result":
+                    result = {key: value for key, value in event.items() if key != "event"}
+            code = self._process.wait()
+        finally:
+            self._end_group()
+        if code:
+            raise failure(code, result.get("message") or last, command)
+        return result
+
+    def on_kill(self) -> None:
+        """Airflow wants the task to end: the child's whole group gets SIGTERM, then SIGKILL."""
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._end_group()
+
+    def upstream_results(self, context: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """(the run, the dvc.lock entries by target) that all tasks upstream of this one have handed on."""
+        tasks = sorted(self.get_flat_relative_ids(upstream=True))
+        pulled = context["ti"].xcom_pull(task_ids=tasks, key=RESULT_KEY) if tasks else []
+        results = [value for value in pulled if isinstance(value, dict)]
+        runs = [value for value in results if value.get("kind") == "run"]
+        if not runs:
+            raise AirflowFailException(f"no task upstream of {self.task_id} has opened the run")
+        return runs[0], {value["target"]: value["lock"] for value in results if value.get("lock")}
+
+    def _tell_mlflow_run(self, context: Any, url: str) -> None:
+        self.mlflow_url = url
+        self.log.info("MLflow run: %s", url)
+        context["ti"].xcom_push(key=MlflowRunLink().xcom_key, value=url)
+
+    def _end_group(self) -> None:
+        """Nothing of the child's session outlives the task."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class OpenRunOperator(ProcessOperator):
+    """Checks the run's parameters, fixes its commit, and makes its workspace and its MLflow run."""
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Hand the run on; returns what a person wants to see of it."""
+        run = self.call(context, "open-run", {"run_id": context["run_id"], "form": dict(context["params"])})
+        if run["mlflow_url"]:
+            self._tell_mlflow_run(context, run["mlflow_url"])
+        context["ti"].xcom_push(key=RESULT_KEY, value=run)
+        return {key: run[key] for key in ("branch", "commit", "edited", "digest", "mlflow_url", "notes")}
+
+
+class StageOperator(ProcessOperator):
+    """Runs one stage of dvc.yaml in the run's workspace; unchanged, it says cached.
+
+    Args:
+        stage: the stage's name in the catalog.
+        arguments: its integer arguments, for example {"generation": 0, "slot": 2}; templated, and may be mapped.
+        commit: when to commit the run's params.yaml and dvc.lock on its branch: "before" or "after" the stage, or "".
+
+    Returns: target, status, seconds and metrics; a search plan returns the trials' arguments instead, to map over.
+    """
+
+    template_fields: Sequence[str] = ("arguments",)
+
+    def __init__(self, *, stage: str, arguments: dict[str, int] | None = None, commit: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.arguments = arguments or {}
+        self.commit = commit
+
+    def execute(self, context: Any) -> Any:
+        """Run the stage; hand its lock entry on."""
+        run, locks = self.upstream_results(context)
+        arguments = {key: int(value) for key, value in self.arguments.items()}
+        spec = {"run": run, "stage": self.stage, "arguments": arguments, "locks": locks, "commit": self.commit}
+        self.log.info("stage %s of run %s", dvc_target(self.stage, **arguments), run["run_id"])
+        result = self.call(context, "node", spec)
+        trials = result.pop("trials", None)
+        self.mlflow_url = result.get("mlflow_url") or self.mlflow_url
+        context["ti"].xcom_push(key=RESULT_KEY, value=result)
+        return trials or {key: result[key] for key in ("target", "status", "seconds", "metrics")}
+
+
+class ReportOperator(StageOperator):
+    """The stage that writes the report, with a link to it."""
+
+    operator_extra_links: ClassVar = (MlflowRunLink(), ReportLink())
+
+
+class CloseRunOperator(ProcessOperator):
+    """Commits what a run made, also a failed one, and ends its MLflow run.
+
+    Args:
+        last: the target without which the run has not succeeded.
+    """
+
+    def __init__(self, *, last: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.last = last
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Returns: branch, commit, succeeded."""
+        run, locks = self.upstream_results(context)
+        self.mlflow_url = run["mlflow_url"]
+        return self.call(context, "close-run", {"run": run, "locks": locks, "succeeded": self.last in locks})
+
+
+def failure(code: int, message: str, command: str) -> AirflowException:
+    """The exception that an exit code asks for: of the kinds in mlx_tasks/errors.py only RETRYABLE ones are retried.
+
+    A process that a signal ended (negative, or 128 and more) is retried: it goes on from its checkpoint.
+    """
+    by_signal = -code if code < 0 else code - 128
+    if by_signal > 0:
+        return AirflowException(f"{command} was killed by signal {by_signal}; a retry goes on from the checkpoint")
+    kind = ExitCode(code) if code in set(ExitCode) else ExitCode.UNKNOWN
+    text = f"{kind.name} (exit code {code}): {message}"
+    return AirflowException(text) if kind in RETRYABLE else AirflowFailException(text)
+
+
+def _child_environment() -> dict[str, str]:
+    """The child speaks events, and ends when this task's process does, or the supervisor that Airflow gave it."""
+    parents = [identity()]
+    if os.getpgrp() == os.getpid():  # only a supervisor makes a task the leader of a group
+        parents.append(identity(os.getppid()))
+    return {**os.environ, EVENTS_VARIABLE: "1", PARENT_VARIABLE: ",".join(parents), "PYTHONUNBUFFERED": "1"}
