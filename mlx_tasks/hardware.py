@@ -87,7 +87,25 @@ def prepare() -> Hardware:
         os.environ.setdefault(name, str(hardware.threads))
     if hardware.kind == "cpu" and sys.platform == "linux":
         _load_blas()
+        _keep_freed_memory()
     return hardware
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks instead of unmapping them.
+
+    MLX's CPU allocator is malloc; a convolution's 20 MB scratch goes back to the kernel after each use, and taking it
+    again page by page costs up to twice the convolution's own time (54 ms against 18, backward, 64 x 16 x 16 x 32).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl has none
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, (1 << 31) - 1)
+    mallopt(m_top_pad, 1 << 26)
 
 
 @functools.cache
