@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlx_tasks.data.loader import ImageSet, load_split, to_uint8
+from mlx_tasks.data.loader import load_split
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_folder, atomic_write_bytes, read_json, write_json
+from mlx_tasks.metrics.bench import LATENCY_REPEATS, Bench, Row
 from mlx_tasks.metrics.candidates import (
     Candidate,
     LeftOut,
@@ -22,18 +22,11 @@ from mlx_tasks.metrics.candidates import (
     schedule_candidates,
     teacher_candidates,
 )
-from mlx_tasks.metrics.latency import measure_latency
-from mlx_tasks.metrics.pictures import class_rows, png_bytes, tile
 from mlx_tasks.metrics.references import blurred, class_gaussians, class_missing, matching_real, noise
 from mlx_tasks.metrics.row_store import RowStore
 from mlx_tasks.metrics.scoring import Judge
 from mlx_tasks.metrics.winner import choose_winner
-from mlx_tasks.models.bundle import Bundle, read_bundle
 from mlx_tasks.stages.context import StageContext
-
-STRIP_CLASSES = 6
-STRIP_COLUMNS = 8
-LATENCY_REPEATS = 3
 
 
 def run(context: StageContext) -> None:
@@ -43,19 +36,19 @@ def run(context: StageContext) -> None:
     scored, each with its reason), `setup` (what the numbers were measured with). Every finished row is kept in the
     checkpoints, so that a killed evaluation goes on with the next one.
     """
-    bench = _open_bench(context)
+    bench, setup = _open_bench(context)
     candidates, left_out = _candidates(context, bench)
     references = _reference_sets(bench, left_out)
-    store = RowStore(context.checkpoints / "rows", bench.digest)
+    store = RowStore(context.checkpoints / "rows", _inputs_digest(context, setup))
     total = len(references) + len(candidates)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, draw in references.items():
-        rows.append(store.get(name) or store.put(name, *_reference_row(bench, name, draw())))
+        rows.append(store.get(name) or store.put(name, *bench.reference_row(name, draw())))
         _tell(context, rows, total)
     for candidate in candidates:
         kept = store.get(candidate.name)
         if kept is None:
-            kept = store.put(candidate.name, *_candidate_row(context, bench, candidate, rows))
+            kept = store.put(candidate.name, *bench.candidate_row(candidate, rows))
         rows.append(kept)
         _tell(context, rows, total)
 
@@ -71,7 +64,7 @@ def run(context: StageContext) -> None:
             atomic_write_bytes(fresh / "grids" / f"{row['candidate']}.png", store.picture(row["candidate"]))
         strips = {"winner": winner["candidate"]} | ({"teacher": best_teacher["candidate"]} if best_teacher else {})
         for role, name in strips.items():
-            atomic_write_bytes(fresh / "grids" / f"strip-{role}.png", _strip(bench, by_name[name]))
+            atomic_write_bytes(fresh / "grids" / f"strip-{role}.png", bench.strip(by_name[name]))
         write_json(
             fresh / "scores.json",
             {
@@ -79,7 +72,7 @@ def run(context: StageContext) -> None:
                 "winner": winner,
                 "teacher": best_teacher["candidate"] if best_teacher else None,
                 "left_out": [asdict(one) for one in left_out],
-                "setup": bench.setup,
+                "setup": setup,
             },
         )
     flat = _figures(rows, winner, best_teacher)
@@ -88,29 +81,8 @@ def run(context: StageContext) -> None:
     store.clear()
 
 
-@dataclass
-class _Bench:
-    """What every row is measured with."""
-
-    judge: Judge
-    train: ImageSet
-    labels: np.ndarray
-    conditional: bool
-    noise_seed: int
-    work: Path
-    digest: str
-    setup: dict[str, Any]
-    batch_size: int
-    bundles: dict[str, Bundle] = field(default_factory=dict)
-
-    def bundle(self, folder: str) -> Bundle:
-        """The bundle of a folder of the workspace, read once."""
-        if folder not in self.bundles:
-            self.bundles[folder] = read_bundle(self.work.parent / folder)
-        return self.bundles[folder]
-
-
-def _open_bench(context: StageContext) -> _Bench:
+def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
+    """The bench, and what it is, for scores.json."""
     from mlx_tasks.metrics.image_text import load_image_text
     from mlx_tasks.metrics.random_conv import RandomConvFeatures
 
@@ -157,9 +129,17 @@ def _open_bench(context: StageContext) -> _Bench:
         "image_text": facts,
         "no_clip_score_because": no_clip,
     }
-    digest = _inputs_digest(context, setup)
-    batch_size = max(1, min(200, context.hardware.max_micro_batch))
-    return _Bench(judge, train, labels, conditional, noise_seed, work, digest, setup, batch_size)
+    bench = Bench(
+        judge,
+        train,
+        labels,
+        conditional,
+        noise_seed,
+        context.root,
+        max(1, min(200, context.hardware.max_micro_batch)),
+        config.evaluate.latency_batch,
+    )
+    return bench, setup
 
 
 def _inputs_digest(context: StageContext, setup: dict[str, Any]) -> str:
@@ -174,7 +154,7 @@ def _inputs_digest(context: StageContext, setup: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _candidates(context: StageContext, bench: _Bench) -> tuple[list[Candidate], list[LeftOut]]:
+def _candidates(context: StageContext, bench: Bench) -> tuple[list[Candidate], list[LeftOut]]:
     work = context.work
     teacher = bench.bundle("work/teacher")
     candidates, left_out = teacher_candidates(
@@ -212,7 +192,7 @@ def read_grids(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is not the tune stage's schedules ({error!r}): run `mlx-tasks tune`") from error
 
 
-def _reference_sets(bench: _Bench, left_out: list[LeftOut]) -> dict[str, Callable[[], np.ndarray]]:
+def _reference_sets(bench: Bench, left_out: list[LeftOut]) -> dict[str, Callable[[], np.ndarray]]:
     """Name -> a function that makes the set; made only when its row is not kept."""
     images, labels, wanted, seed = bench.train.images, bench.train.labels, bench.labels, bench.judge.seed
     missing = sorted(set(wanted.tolist()) - set(labels.tolist()))
@@ -229,135 +209,10 @@ def _reference_sets(bench: _Bench, left_out: list[LeftOut]) -> dict[str, Callabl
     return sets
 
 
-def _reference_row(bench: _Bench, name: str, images: np.ndarray) -> tuple[dict[str, Any], bytes]:
-    started = time.perf_counter()
-    scores = {key: estimate.as_dict() for key, estimate in bench.judge.scores(images).items()}
-    row = {
-        "candidate": name,
-        "kind": "reference",
-        "solver": None,
-        "grid": None,
-        "nfe": 0,
-        "steps": 0,
-        "refused": "",
-        "metrics": scores,
-        "latency_ms": None,
-        "parameters": None,
-        "size_mb": None,
-        "samples": len(images),
-        "seed": bench.judge.seed,
-        "seconds": time.perf_counter() - started,
-    }
-    return row, _picture(bench, images)
-
-
-def _candidate_row(
-    context: StageContext, bench: _Bench, candidate: Candidate, rows: list[dict[str, Any]]
-) -> tuple[dict[str, Any], bytes]:
-    from mlx.utils import tree_flatten
-
-    from mlx_tasks.samplers.bundle_sampler import bundle_noise
-
-    started = time.perf_counter()
-    bundle = bench.bundle(candidate.bundle)
-    count = len(bench.judge.real)
-    drawn = _draw(bench, candidate, bundle_noise(bundle, bench.noise_seed, count), bench.labels, bench.batch_size)
-    if drawn.nfe != candidate.nfe:
-        raise DataError(f"{candidate.name} cost {drawn.nfe} evaluations, {candidate.nfe} were planned: a wrong grid?")
-    images = to_uint8(np.array(drawn.images))
-    latency = _latency(context, bench, candidate, rows)
-    scores = {key: estimate.as_dict() for key, estimate in bench.judge.scores(images).items()}
-    scores["latency_ms"] = {"value": latency["median_ms"], "low": latency["low_ms"], "high": latency["high_ms"]}
-    scores["images_per_second"] = {
-        "value": 1000 / latency["median_ms"],
-        "low": 1000 / latency["high_ms"],
-        "high": 1000 / latency["low_ms"],
-    }
-    weights = bench.work.parent / candidate.bundle / "unet" / "diffusion_pytorch_model.safetensors"
-    row = {
-        "candidate": candidate.name,
-        "kind": candidate.kind,
-        "solver": candidate.solver,
-        "grid": candidate.grid,
-        "nfe": candidate.nfe,
-        "steps": len(candidate.timesteps),
-        "timesteps": list(candidate.timesteps),
-        "guidance_scale": candidate.guidance_scale,
-        "bundle": candidate.bundle,
-        "bundle_digest": bundle.digest,
-        "refused": candidate.refused,
-        "metrics": scores,
-        "latency_ms": latency["median_ms"],
-        "latency": latency,
-        "parameters": sum(value.size for _, value in tree_flatten(bundle.model.parameters())),
-        "size_mb": weights.stat().st_size / 2**20,
-        "samples": count,
-        "seed": bench.noise_seed,
-        "seconds": time.perf_counter() - started,
-    }
-    return row, _picture(bench, images)
-
-
-def _draw(bench: _Bench, candidate: Candidate, noise_: Any, labels: np.ndarray, batch_size: int) -> Any:
-    from mlx_tasks.samplers.bundle_sampler import sample_bundle
-    from mlx_tasks.samplers.grids import grid_from_timesteps
-
-    bundle = bench.bundle(candidate.bundle)
-    return sample_bundle(
-        bundle,
-        noise_,
-        labels if bench.conditional else None,
-        grid_from_timesteps(bundle.schedule, candidate.timesteps),
-        candidate.solver,
-        batch_size,
-        candidate.guidance_scale,
-    )
-
-
-def _latency(context: StageContext, bench: _Bench, candidate: Candidate, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measured once for all grids of one bundle that cost the same: equal work must not race by chance."""
-    same = ("bundle", "solver", "nfe", "guidance_scale")
-    for row in rows:
-        if row["kind"] != "reference" and all(row[key] == getattr(candidate, key) for key in same):
-            return row["latency"]
-    from mlx_tasks.samplers.bundle_sampler import bundle_noise
-
-    batch = context.config.evaluate.latency_batch
-    labels = np.resize(bench.labels, batch)
-    noise_ = bundle_noise(bench.bundle(candidate.bundle), bench.noise_seed, batch)
-    return asdict(measure_latency(lambda: _draw(bench, candidate, noise_, labels, batch), batch, LATENCY_REPEATS))
-
-
-def _picture(bench: _Bench, images: np.ndarray) -> bytes:
-    return png_bytes(tile(class_rows(images, bench.labels if bench.conditional else None)))
-
-
-def _strip(bench: _Bench, candidate: Candidate) -> bytes:
-    """PNG of the x0 estimates on the way, a row for each of the first classes."""
-    from mlx_tasks.samplers.bundle_sampler import bundle_noise, denoising_strip
-    from mlx_tasks.samplers.grids import grid_from_timesteps
-
-    bundle = bench.bundle(candidate.bundle)
-    first = [int(np.flatnonzero(bench.labels == c)[0]) for c in np.unique(bench.labels)[:STRIP_CLASSES]]
-    first = first if bench.conditional else list(range(min(STRIP_CLASSES, len(bench.labels))))
-    strip = denoising_strip(
-        bundle,
-        bundle_noise(bundle, bench.noise_seed, first),
-        bench.labels[first] if bench.conditional else None,
-        grid_from_timesteps(bundle.schedule, candidate.timesteps),
-        candidate.solver,
-        STRIP_COLUMNS,
-        candidate.guidance_scale,
-    )
-    return png_bytes(tile(to_uint8(np.array(strip.images))))
-
-
-def _figures(
-    rows: list[dict[str, Any]], winner: dict[str, Any], best_teacher: dict[str, Any] | None
-) -> dict[str, dict[str, Any]]:
+def _figures(rows: list[Row], winner: dict[str, Any], best_teacher: Row | None) -> dict[str, dict[str, Any]]:
     """Plain numbers for `dvc metrics`: the winner's, the best teacher's, and each reference's."""
 
-    def plain(row: dict[str, Any]) -> dict[str, Any]:
+    def plain(row: Row) -> dict[str, Any]:
         figures = {name: estimate["value"] for name, estimate in row["metrics"].items()}
         extra = ("nfe", "steps", "parameters", "size_mb")
         return figures | {key: row[key] for key in extra if row["kind"] != "reference"}
@@ -368,15 +223,13 @@ def _figures(
     return figures | {"reference": references}
 
 
-def _tell(context: StageContext, rows: list[dict[str, Any]], total: int) -> None:
+def _tell(context: StageContext, rows: list[Row], total: int) -> None:
     row = rows[-1]
     distance = row["metrics"]["frechet_distance"]["value"]
     context.progress.update(len(rows), total, "candidates", candidate=row["candidate"], frechet_distance=distance)
 
 
-def _record(
-    context: StageContext, rows: list[dict[str, Any]], winner: dict[str, Any], flat: dict[str, dict[str, Any]]
-) -> None:
+def _record(context: StageContext, rows: list[Row], winner: dict[str, Any], flat: dict[str, dict[str, Any]]) -> None:
     for group in ("winner", "teacher"):
         if group in flat:
             context.tracker.metrics({f"{group}/{key}": float(value) for key, value in flat[group].items()}, 0)
