@@ -1,0 +1,316 @@
+"""The image_text and evaluate stages on a small workspace: real digits, real (untrained) bundles, real sampling."""
+
+import copy
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mlx_tasks import hardware
+from mlx_tasks.config import Model, parse_config
+from mlx_tasks.diffusion.schedule import NoiseSchedule
+from mlx_tasks.errors import DataError
+from mlx_tasks.files import read_json, write_json
+from mlx_tasks.metrics import bench as bench_module
+from mlx_tasks.metrics.candidates import schedule_candidates, teacher_candidates
+from mlx_tasks.metrics.frechet import frechet_distance
+from mlx_tasks.metrics.latency import measure_latency
+from mlx_tasks.metrics.pictures import GAP, class_rows, png_bytes, tile
+from mlx_tasks.metrics.random_conv import RandomConvFeatures
+from mlx_tasks.metrics.row_store import RowStore
+from mlx_tasks.metrics.winner import choose_winner
+from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
+from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
+from mlx_tasks.progress import Progress
+from mlx_tasks.samplers.grids import log_snr_grid, uniform_grid
+from mlx_tasks.stages import evaluate, image_text
+from mlx_tasks.stages.context import StageContext
+from mlx_tasks.tracking.mlflow_tracker import open_tracker
+
+NAMES = ["zero", "one", "two", "three"]
+SCHEDULE = NoiseSchedule.cosine()
+
+
+def _write_dataset(folder):
+    source = load_digits()
+    keep = np.flatnonzero(source.target < 4)[:400]
+    images = np.round(source.images[keep] / 16 * 255).astype(np.uint8)[..., None]
+    labels = source.target[keep]
+    splits = np.repeat(["train", "validation", "test"], [280, 40, 80])
+    captions = [("a handwritten {}", "the digit {}")[i % 2].format(NAMES[c]) for i, c in enumerate(labels)]
+    (folder / "images").mkdir(parents=True)
+    np.save(folder / "images" / "8.npy", images)
+    pd.DataFrame({"index": np.arange(400), "class_index": labels, "caption": captions, "split": splits}).to_parquet(
+        folder / "manifest.parquet"
+    )
+    write_json(folder / "classes.json", NAMES)
+    write_json(folder / "summary.json", {"fingerprint": "f00d", "channels": 1})
+
+
+def _write_bundle(folder, width, timesteps, guidance=1.0, solver="ddim", seed=0):
+    model = Model(block_out_channels=(width, 2 * width), attention_head_dim=8, norm_num_groups=4)
+    config = UNet2DConfig.build(model, 8, 1, len(NAMES), "relu")
+    nfe = len(timesteps) * (1 if guidance == 1.0 else 2)
+    sampler = Sampler(solver, timesteps, guidance, nfe, 8, 1, tuple(NAMES), len(NAMES))
+    write_bundle(folder, UNet2DModel(config, mx.random.key(seed)), SCHEDULE, sampler)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    root = tmp_path_factory.mktemp("workspace")
+    work = root / "work"
+    _write_dataset(work / "dataset")
+    _write_bundle(work / "teacher", 8, uniform_grid(SCHEDULE, 4).timesteps, guidance=1.5)
+    for steps in (2, 1):
+        _write_bundle(work / "students" / f"steps_{steps}", 8, uniform_grid(SCHEDULE, steps).timesteps, seed=steps)
+    write_json(
+        work / "students" / "table.json",
+        {
+            "students": [
+                {"steps": 2, "accepted": True, "reason": ""},
+                {"steps": 1, "accepted": False, "reason": "too far from the teacher"},
+            ]
+        },
+    )
+    _write_bundle(work / "searched", 4, uniform_grid(SCHEDULE, 4).timesteps, solver="dpmpp_2m", seed=5)
+    rows = [
+        {"grid": name, "solver": "dpmpp_2m", "timesteps": list(grid(SCHEDULE, n).timesteps)}
+        for name, grid in (("uniform", uniform_grid), ("log_snr", log_snr_grid))
+        for n in (2, 3)
+    ]
+    rows.append({**rows[-1], "grid": "tuned"})  # the search came back with the grid it started from
+    write_json(work / "schedules" / "schedules.json", {"rows": rows})
+    config = parse_config(
+        {
+            "train": {"resolutions": [8], "steps": 10},
+            "model": {"block_out_channels": [8, 16], "norm_num_groups": 4},
+            "evaluate": {
+                "samples": 64,
+                "nfe": [1, 2, 4, 5],
+                "bootstrap": 20,
+                "image_text_steps": 60,
+                "latency_batch": 4,
+            },
+        }
+    )
+    with open_tracker(root, "evaluate", config) as tracker:
+        progress = Progress("evaluate", root / ".run" / "progress", echo=lambda *a, **k: None)
+        yield StageContext("evaluate", config, root, hardware.detect(), tracker, progress)
+
+
+@pytest.fixture(scope="module")
+def scores(context):
+    image_text.run(context)
+    evaluate.run(context)
+    return read_json(context.work / "scores" / "scores.json")
+
+
+def _row(scores, name):
+    return next(row for row in scores["rows"] if row["candidate"] == name)
+
+
+def test_the_image_text_model_says_what_its_score_is_worth(context, scores):
+    facts = read_json(context.work / "image_text" / "model.json")
+    assert facts["trained"] and facts["retrieval"]["choices"] == 4 and facts["retrieval"]["chance"] == 0.25
+    assert facts["retrieval"]["low"] > 0.5
+    assert facts["true_captions"] > facts["shuffled_captions"] + 10
+    assert facts["config"]["max_bytes"] == 24  # "a handwritten three" has 19
+
+
+def test_every_candidate_and_reference_has_a_row_and_what_was_left_out_says_why(scores):
+    assert [row["candidate"] for row in scores["rows"]] == [
+        "reference-real",
+        "reference-class-missing",
+        "reference-gaussian",
+        "reference-blurred",
+        "reference-noise",
+        "teacher-ddim-uniform-nfe2",
+        "teacher-ddim-uniform-nfe4",
+        "teacher-dpmpp_2m-log_snr-nfe4",
+        "teacher-dpmpp_2m-karras-nfe4",
+        "student-steps2",
+        "student-steps1",
+        "searched-uniform-nfe2",
+        "searched-uniform-nfe3",
+        "searched-log_snr-nfe2",
+        "searched-log_snr-nfe3",
+    ]
+    reasons = {one["name"]: one["reason"] for one in scores["left_out"]}
+    assert reasons["teacher-ddim-uniform-nfe1"] == "1 evaluations pay for no step of ddim with guidance"
+    assert reasons["teacher-ddim-uniform-nfe5"] == "the same as with 4 evaluations"
+    assert reasons["teacher-dpmpp_2m-karras-nfe2"] == "one step of dpmpp_2m is one step of ddim"
+    assert reasons["searched-tuned-nfe3"] == "the same grid as searched-log_snr-nfe3"
+
+
+def test_each_row_has_every_metric_with_an_interval_around_it(scores):
+    for row in scores["rows"]:
+        metrics = row["metrics"]
+        wanted = {"frechet_distance", "kid", "precision", "recall", "c2st_accuracy", "c2st_p_value", "clip_score"}
+        if row["kind"] != "reference":
+            wanted |= {"latency_ms", "images_per_second"}
+            assert row["latency_ms"] == metrics["latency_ms"]["value"] > 0
+            assert 0 < row["size_mb"] * 2**20 - 4 * row["parameters"] < 30_000  # float32, and the file's header
+        assert set(metrics) == wanted
+        assert row["samples"] == 64
+        for name, found in metrics.items():
+            if name != "c2st_p_value":
+                assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_real_images_score_best_noise_worst_and_untrained_models_near_noise(scores):
+    """64 images of four classes: too few for the whole ladder, which test_metrics_random_conv.py climbs with 400."""
+    distance = {row["candidate"]: row["metrics"]["frechet_distance"]["value"] for row in scores["rows"]}
+    references = {name: value for name, value in distance.items() if name.startswith("reference-")}
+    assert min(references, key=references.get) == "reference-real"
+    assert max(references, key=references.get) == "reference-noise"
+    assert distance["teacher-ddim-uniform-nfe4"] > 2 * distance["reference-blurred"]
+
+
+def test_a_score_is_that_of_the_images_the_bundle_draws(context, scores):
+    """Drawn again here by hand: labels of the chosen test rows, keyed noise, 8 bits, the same space."""
+    from mlx_tasks.data.loader import load_split, to_uint8
+    from mlx_tasks.samplers.bundle_sampler import bundle_noise, sample_bundle
+
+    setup = scores["setup"]
+    test = load_split(context.work / "dataset", 8, "test")
+    rows = np.sort(np.random.Generator(np.random.PCG64([0, 20])).permutation(80)[:64])
+    bundle = read_bundle(context.work / "students" / "steps_2")
+    drawn = sample_bundle(bundle, bundle_noise(bundle, setup["noise_seed"], 64), test.labels[rows]).images
+    space = RandomConvFeatures(1)
+    by_hand = frechet_distance(space(to_uint8(np.array(drawn))), space(np.array(test.images[rows])))
+    assert _row(scores, "student-steps2")["metrics"]["frechet_distance"]["value"] == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_grids_that_cost_the_same_share_one_timing(scores):
+    assert _row(scores, "searched-uniform-nfe3")["latency"] == _row(scores, "searched-log_snr-nfe3")["latency"]
+    assert _row(scores, "searched-uniform-nfe3")["latency"] != _row(scores, "searched-uniform-nfe2")["latency"]
+
+
+def test_the_refused_student_is_scored_and_may_not_win(scores):
+    assert _row(scores, "student-steps1")["refused"] == "too far from the teacher"
+    assert "student-steps1" not in scores["winner"]["eligible"]
+    assert scores["winner"]["candidate"] in scores["winner"]["eligible"]
+
+
+def test_pictures_and_flat_figures_are_there(context, scores):
+    grids = context.work / "scores" / "grids"
+    assert {path.stem for path in grids.glob("*.png")} == {row["candidate"] for row in scores["rows"]} | {
+        "strip-winner",
+        "strip-teacher",
+    }
+    sheet = np.asarray(Image.open(grids / "reference-real.png"))
+    assert sheet.shape == (6 * 42, 6 * 82)  # 4 rows and 8 columns of 8 pixels with gaps of 2, six times
+    figures = read_json(context.work / "metrics" / "evaluate.json")
+    won = _row(scores, scores["winner"]["candidate"])
+    assert figures["winner"]["frechet_distance"] == won["metrics"]["frechet_distance"]["value"]
+    assert figures["winner"]["nfe"] == won["nfe"]
+    assert set(figures["reference"]) == {"real", "class-missing", "gaussian", "blurred", "noise"}
+
+
+def test_a_killed_evaluation_goes_on_with_the_rows_it_has(context, scores, monkeypatch):
+    """Stopped at the third candidate, then run again: no finished row is drawn again, and the result is the same."""
+    real = bench_module.Bench.candidate_row
+    drawn = []
+
+    def stops(self, candidate, rows):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(candidate.name)
+        return real(self, candidate, rows)
+
+    monkeypatch.setattr(bench_module.Bench, "candidate_row", stops)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(context)
+    first = list(drawn)
+    monkeypatch.setattr(bench_module.Bench, "candidate_row", lambda *a: (drawn.append(a[1].name), real(*a))[1])
+    evaluate.run(context)
+    assert len(drawn) == len(set(drawn)) == 10 and drawn[:3] == first
+    again = read_json(context.work / "scores" / "scores.json")
+    assert [_untimed(row) for row in again["rows"]] == [_untimed(row) for row in scores["rows"]]
+    assert not (context.checkpoints / "rows").exists()
+
+
+def _untimed(row):
+    row = copy.deepcopy(row)
+    for key in ("latency", "latency_ms", "seconds"):
+        row.pop(key, None)
+    for key in ("latency_ms", "images_per_second"):
+        row["metrics"].pop(key, None)
+    return row
+
+
+def test_rows_of_other_inputs_are_not_taken(tmp_path):
+    store = RowStore(tmp_path / "rows", "a")
+    assert store.put("x", {"value": 1}, b"png") == {"value": 1}
+    assert RowStore(tmp_path / "rows", "a").get("x") == {"value": 1}
+    assert RowStore(tmp_path / "rows", "b").get("x") is None
+    assert RowStore(tmp_path / "rows", "a").get("x") is None
+
+
+def _scored(name, kind, distance, high, latency, refused=""):
+    metrics = {"frechet_distance": {"value": distance, "low": 0.0, "high": high}}
+    return {"candidate": name, "kind": kind, "refused": refused, "latency_ms": latency, "metrics": metrics}
+
+
+def test_the_winner_is_the_fastest_within_the_bests_interval():
+    rows = [
+        _scored("reference-real", "reference", 0.01, 0.02, None),
+        _scored("best", "teacher", 0.05, 0.07, 90.0),
+        _scored("close", "student", 0.07, 0.09, 9.0),
+        _scored("closer", "searched", 0.06, 0.08, 9.0),
+        _scored("fast", "student", 0.0701, 0.09, 1.0),
+        _scored("refused", "student", 0.05, 0.07, 0.5, "no"),
+    ]
+    found = choose_winner(rows)
+    assert (found["candidate"], found["best"], found["bound"]) == ("closer", "best", 0.07)
+    assert found["eligible"] == ["best", "close", "closer"]
+    with pytest.raises(ValueError, match="no candidate may win"):
+        choose_winner(rows[:1] + rows[5:])
+
+
+def test_the_teachers_budgets_count_both_guidance_branches():
+    sampler = Sampler("ddim", (999,), 2.0, 2, 8, 1, ("a",), 1)
+    guided, _ = teacher_candidates("work/teacher", sampler, SCHEDULE, [8])
+    assert {(c.nfe, len(c.timesteps)) for c in guided} == {(8, 4)}
+    plain, _ = teacher_candidates("work/teacher", replace(sampler, guidance_scale=1.0, nfe=1), SCHEDULE, [8])
+    assert {(c.nfe, len(c.timesteps)) for c in plain} == {(8, 8)}
+
+
+def test_equal_grids_are_scored_once():
+    sampler = Sampler("ddim", (999,), 1.0, 1, 8, 1, ("a",), 1)
+    rows = [{"grid": g, "solver": "ddim", "timesteps": [900, 100]} for g in ("uniform", "ppo")]
+    kept, left_out = schedule_candidates("work/searched", sampler, rows)
+    assert [c.name for c in kept] == ["searched-uniform-nfe2"]
+    assert left_out[0].reason == "the same grid as searched-uniform-nfe2"
+
+
+def test_latency_is_the_median_of_repeats_an_image(monkeypatch):
+    ticks = iter([0.0, 0.5, 10.0, 10.1, 20.0, 20.3])
+    monkeypatch.setattr("mlx_tasks.metrics.latency.time.perf_counter", lambda: next(ticks))
+    runs = []
+    found = measure_latency(lambda: runs.append(1), batch=10, repeats=3)
+    assert len(runs) == 4
+    assert (found.low_ms, found.median_ms, found.high_ms) == pytest.approx((10, 30, 50))
+
+
+def test_a_sheet_holds_a_row_a_class_with_gaps():
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(4, 1).repeat(4, 2) * 10
+    rows = class_rows(images, np.array([1, 0, 1, 0, 1, 1]), columns=3)
+    assert rows[..., 0, 0, 0].tolist() == [[10, 30, 255], [0, 20, 40]]
+    sheet = tile(rows)
+    assert sheet.shape == (2 * (4 + GAP) + GAP, 3 * (4 + GAP) + GAP, 1)
+    assert sheet[GAP, GAP, 0] == 10 and sheet[0, 0, 0] == 255
+    assert class_rows(images, None, columns=4).shape[:2] == (2, 4)
+    assert png_bytes(sheet)[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_tables_of_another_shape_name_the_stage_to_run(tmp_path):
+    write_json(tmp_path / "x.json", {"something": 1})
+    with pytest.raises(DataError, match="run `mlx-tasks distill`"):
+        evaluate.read_refusals(tmp_path / "x.json")
+    with pytest.raises(DataError, match="run `mlx-tasks tune`"):
+        evaluate.read_grids(tmp_path / "x.json")
