@@ -164,6 +164,11 @@ class Search(Branch):
     widths: tuple[Positive, ...] = Field((16, 24, 32), min_length=1, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field((1, 2), min_length=1, description="Second level over the first.")
     depths: tuple[Positive, ...] = Field((1, 2), min_length=1, description="ResNet blocks of each level.")
+    attention: tuple[Literal["none", "middle", "coarse", "all"], ...] = Field(
+        ("none", "middle", "coarse"),
+        min_length=1,
+        description="Where self-attention may sit: nowhere, in the middle, there and in the second level, or everywhere.",
+    )
     head_dims: tuple[Positive, ...] = Field((8, 16), min_length=1, description="Channels of one attention head.")
     act_fns: tuple[Literal["silu", "relu", "gelu"], ...] = Field(("silu", "relu"), min_length=1)
     trial_updates: int = Field(100, ge=1, description="Optimiser steps of one trial.")
