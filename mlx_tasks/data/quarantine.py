@@ -1,0 +1,114 @@
+"""The refused images for people: a page with a thumbnail and a reason for each, and the same as JSON."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from mlx_tasks.data.decode import Rules
+from mlx_tasks.data.inspection import Inspected, decode_candidate
+from mlx_tasks.data.manifest import count_by
+from mlx_tasks.data.reasons import REASONS, Refusal
+from mlx_tasks.data.sources import Candidate
+from mlx_tasks.files import write_json
+
+THUMBNAIL_SIDE = 96
+MAX_SHOWN = 1000
+"""Images shown on the page, with a thumbnail; quarantine.json lists all."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One refused image: where it is, and why."""
+
+    candidate: Candidate
+    inspected: Inspected
+
+
+def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Rules) -> None:
+    """Write index.html, quarantine.json and thumbnails/ into `folder`.
+
+    total: images that the source offered.  Nothing here opens a picture that is a bomb; where none can be decoded the
+    thumbnail is a grey field with the reason on it.
+    """
+    (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, one in enumerate(refused):
+        thumbnail = f"thumbnails/{number:06d}.png" if number < MAX_SHOWN else ""
+        if thumbnail:
+            _thumbnail(one, rules).save(folder / thumbnail)
+        entries.append(
+            {
+                "path": one.candidate.path,
+                "reason": one.inspected.reason,
+                "detail": one.inspected.detail,
+                "width": one.inspected.width,
+                "height": one.inspected.height,
+                "label": one.candidate.label,
+                "thumbnail": thumbnail,
+            }
+        )
+    counts = count_by(one.inspected.reason for one in refused)
+    write_json(
+        folder / "quarantine.json", {"images": total, "refused": len(refused), "reasons": counts, "rows": entries}
+    )
+    (folder / "index.html").write_text(_page(entries, counts, total), encoding="utf-8")
+
+
+def summarise(refused: list[Refused], total: int, shown: int = 3) -> str:
+    """Lines of text: how many were refused for each reason, with a few of their paths."""
+    lines = [f"{len(refused)} of {total} images were refused:"]
+    for reason, count in count_by(one.inspected.reason for one in refused).items():
+        paths = [one.candidate.path for one in refused if one.inspected.reason == reason]
+        more = ", ..." if count > shown else ""
+        lines.append(f"  {count} {reason} ({REASONS[reason]}): {', '.join(paths[:shown])}{more}")
+    return "\n".join(lines)
+
+
+def _thumbnail(one: Refused, rules: Rules) -> Image.Image:
+    """The picture at thumbnail size where it can be decoded at all, else a grey field with the reason."""
+    # Too small or too long is no reason not to show it; too many pixels is.
+    lenient = replace(rules, min_side=1, max_aspect_ratio=float(rules.max_pixels))
+    try:
+        if one.candidate.file is None and one.candidate.pixels is None:
+            raise Refusal(one.inspected.reason, one.inspected.detail)
+        image = decode_candidate(one.candidate, lenient).image
+    except Refusal:
+        field = Image.new("L", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), 224)
+        ImageDraw.Draw(field).multiline_text((6, 6), one.inspected.reason.replace("_", "\n"), fill=64)
+        return field
+    scale = THUMBNAIL_SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
+
+
+def _page(entries: list[dict], counts: dict[str, int], total: int) -> str:
+    reasons = "".join(
+        f"<tr><td>{reason}</td><td>{count}</td><td>{html.escape(REASONS[reason])}</td></tr>"
+        for reason, count in counts.items()
+    )
+    rows = "".join(
+        f'<tr><td><img src="{entry["thumbnail"]}" alt=""></td><td>{html.escape(entry["path"])}</td>'
+        f"<td>{entry['reason']}</td><td>{html.escape(entry['detail'])}</td></tr>"
+        for entry in entries
+        if entry["thumbnail"]
+    )
+    left_off = f"<p>The first {MAX_SHOWN} are shown; quarantine.json lists all.</p>" if len(entries) > MAX_SHOWN else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Quarantine</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; margin: 1rem 0; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; overflow-wrap: anywhere; }}
+img {{ max-width: {THUMBNAIL_SIDE}px; image-rendering: pixelated; }}
+</style></head><body>
+<h1>Quarantine</h1>
+<p>{len(entries)} of {total} images were refused.</p>
+<table><thead><tr><th>Reason</th><th>Images</th><th>Meaning</th></tr></thead><tbody>{reasons}</tbody></table>
+{left_off}<table><thead><tr><th>Image</th><th>Path</th><th>Reason</th><th>Detail</th></tr></thead>
+<tbody>{rows}</tbody></table>
+</body></html>
+"""

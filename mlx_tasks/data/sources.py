@@ -1,0 +1,117 @@
+"""Where images come from: a built-in set named by a card, or a folder; either way a list of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mlx_tasks.data.text import clean_caption, clean_label, seeded_choice
+from mlx_tasks.errors import DataError
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One image that the source offers, before it is looked at.
+
+    Attributes:
+        path: its name in the manifest: relative to the dataset's folder, `/` between, NFC.
+        file: where it lies, or None where `pixels` holds it.
+        pixels: (H, W) or (H, W, 3) uint8, for sets that are no files.
+        label: NFC text, or None.
+        caption: NFC text, or None.
+        given_split: train, validation or test where the source's folders say so.
+        problem: (reason, detail) where the source itself already says that it cannot be used.
+    """
+
+    path: str
+    file: Path | None = None
+    pixels: np.ndarray | None = None
+    label: str | None = None
+    caption: str | None = None
+    given_split: str | None = None
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as its source tells it.
+
+    Attributes:
+        name: for people.
+        candidates: in an order of their own (by path), the same on every machine.
+        class_order: the classes where a card fixes their order; empty where they are to be sorted.
+        facts: what the card or the folder says of itself (title, licence, metadata files), for the summary.
+    """
+
+    name: str
+    candidates: list[Candidate]
+    class_order: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_source(root: Path, path: str, seed: int) -> Source:
+    """The source that `data.path` names: a card (.yaml) or a folder, relative to the workspace or absolute.
+
+    Raises: DataError where nothing is there, or what is there is neither, or holds no image.
+    """
+    from mlx_tasks.data.imagefolder import read_folder
+
+    place = (root / Path(path).expanduser()).resolve()
+    if place.is_dir():
+        return read_folder(place, seed)
+    if place.is_file() and place.suffix in (".yaml", ".yml"):
+        return read_card(place, seed)
+    found = "a file that is no dataset card (.yaml)" if place.exists() else "nothing"
+    raise DataError(f"data.path must name a folder of images or a dataset card; at {place} there is {found}")
+
+
+def read_card(path: Path, seed: int) -> Source:
+    """The built-in set of a dataset card: `loader`, `classes`, and `captions` with `{label}` in them.
+
+    Each image's caption is one of the templates, by a hash of (seed, its path).
+    Raises: DataError where the card lacks a key, names no known loader, or disagrees with what the loader gives.
+    """
+    card = yaml.safe_load(path.read_text(encoding="utf-8"))
+    needed = ("name", "loader", "images", "side", "classes", "captions")
+    if not isinstance(card, dict) or any(key not in card for key in needed):
+        raise DataError(f"{path} must hold the keys {', '.join(needed)}: see include/datasets/digits.yaml")
+    if card["loader"] not in LOADERS:
+        raise DataError(f"{path}: loader must be one of {', '.join(LOADERS)}; got {card['loader']!r}")
+    images, labels = LOADERS[card["loader"]]()
+    names = [clean_label(name) or "" for name in card["classes"]]
+    shape = (card["images"], card["side"], card["side"])
+    if images.shape[:3] != shape or not card["captions"] or labels.max() >= len(names):
+        raise DataError(
+            f"{path} says {shape} images of {len(names)} classes and {len(card['captions'])} captions; "
+            f"{card['loader']} gives {images.shape[:3]} of {labels.max() + 1}"
+        )
+    width = len(str(len(images) - 1))
+    candidates = []
+    for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        name = f"{card['name']}/{i:0{width}}"
+        template = card["captions"][seeded_choice(seed, name) % len(card["captions"])]
+        caption = clean_caption(template.format(label=names[label]))
+        candidates.append(Candidate(path=name, pixels=pixels, label=names[label], caption=caption))
+    facts = {key: card[key] for key in ("title", "source", "licence") if key in card}
+    return Source(str(card["name"]), candidates, names, facts)
+
+
+def digits_to_uint8(values: np.ndarray) -> np.ndarray:
+    """Pixel counts 0..16 as 0..255: rint(v * 255 / 16).  rint(u * 16 / 255) brings each back.  Any shape."""
+    return np.rint(values * (255 / 16)).astype(np.uint8)
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits_to_uint8(digits.images), digits.target
+
+
+LOADERS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"sklearn.datasets.load_digits": _load_digits}
+"""Loader names a card may use: each gives ((N, H, W) or (N, H, W, 3) uint8, (N,) class numbers)."""

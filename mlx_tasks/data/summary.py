@@ -1,0 +1,90 @@
+"""What a validated dataset is, in one JSON value: summary.json, for the report, the model card and people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_tasks.config import Config
+from mlx_tasks.data.expectations import Checked
+from mlx_tasks.data.loader import SPLITS
+from mlx_tasks.data.manifest import count_by, fingerprint
+from mlx_tasks.data.sources import Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DOMAIN_SAMPLE = 512
+
+
+def build_summary(
+    source: Source,
+    frame: pd.DataFrame,
+    names: list[str],
+    channels: int,
+    config: Config,
+    moved: int,
+    checks: list[Checked],
+    images: np.ndarray,
+) -> dict[str, Any]:
+    """The summary.  frame: the manifest; moved: near duplicates that changed split; images: (N, R, R, C) uint8."""
+    accepted = frame[frame["index"] >= 0]
+    refused = frame[frame["index"] < 0]
+    group_sizes = accepted["duplicate_group"].value_counts()
+    shorter = accepted[["width", "height"]].min(axis=1)
+    converted = (step for text in accepted["converted"] if text for step in text.split("; "))
+    return {
+        "name": source.name,
+        "path": config.data.path,
+        "facts": source.facts,
+        "fingerprint": fingerprint(frame),
+        "seed": config.seed,
+        "images": len(frame),
+        "accepted": len(accepted),
+        "refused": len(refused),
+        "reasons": count_by(refused["reason"]),
+        "splits": {split: int((accepted["split"] == split).sum()) for split in SPLITS},
+        "classes": {name: _by_split(accepted[accepted["class_index"] == c]) for c, name in enumerate(names)},
+        "labelled": bool(names),
+        "captioned": bool((accepted["caption"] != "").all()),
+        "channels": channels,
+        "resolutions": list(config.train.resolutions),
+        "upscaled": {str(side): int((shorter < side).sum()) for side in config.train.resolutions},
+        "modes": count_by(accepted["mode"]),
+        "converted": count_by(converted),
+        "bytes": int(accepted["bytes"].sum()),
+        "shorter_side": _spread(shorter),
+        "brightness": _spread(accepted["brightness"]),
+        "sharpness": _spread(accepted["sharpness"]),
+        "near_duplicates": {
+            "distance": config.data.duplicate_distance,
+            "groups": int((group_sizes > 1).sum()),
+            "images": int(group_sizes[group_sizes > 1].sum()),
+            "moved": moved,
+        },
+        "expectations": [{"name": c.name, "success": c.success, "observed": c.observed} for c in checks],
+        "domain": _domain(images),
+    }
+
+
+def _by_split(rows: pd.DataFrame) -> dict[str, int]:
+    return {split: int((rows["split"] == split).sum()) for split in SPLITS}
+
+
+def _spread(values: pd.Series) -> dict[str, float]:
+    return {
+        "min": float(values.min()),
+        "median": float(values.median()),
+        "mean": float(values.mean()),
+        "max": float(values.max()),
+    }
+
+
+def _domain(images: np.ndarray) -> dict[str, Any] | None:
+    """What kind of pictures these are, by an even sample of them."""
+    from mlx_tasks.domains import detect_domain
+
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), _DOMAIN_SAMPLE)).astype(np.int64))
+    guess = detect_domain(np.asarray(images[rows]))
+    return {"name": guess.name, "probability": float(guess.probability)}
