@@ -7,6 +7,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_tasks import hardware
+from mlx_tasks.models import elementary
+
 
 def relu(x: mx.array) -> mx.array:
     """max(x, 0)."""
@@ -15,7 +18,8 @@ def relu(x: mx.array) -> mx.array:
 
 def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x)."""
-    return x * mx.sigmoid(x)
+    sigmoid = elementary.sigmoid if hardware.detect().kind == "cpu" else mx.sigmoid
+    return x * sigmoid(x)
 
 
 def gelu(x: mx.array) -> mx.array:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_tasks import hardware
+from mlx_tasks.models.elementary import softmax
 from mlx_tasks.models.layers import GroupNorm
 
 
@@ -24,6 +26,8 @@ class Attention(nn.Module):
         self._heads = channels // head_dim
         self._head_dim = head_dim
         self._output_scale = output_scale
+        on_cpu = hardware.detect().kind == "cpu"
+        self._attend = plain_attention if on_cpu else mx.fast.scaled_dot_product_attention
         inner = self._heads * head_dim
         if groups is not None:
             self.group_norm = GroupNorm(groups, channels, eps)
@@ -38,7 +42,7 @@ class Attention(nn.Module):
         h = self.group_norm(x) if "group_norm" in self else x
         h = h.reshape(batch, height * width, channels)
         q, k, v = (self._split(layer(h)) for layer in (self.to_q, self.to_k, self.to_v))
-        h = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5)
+        h = self._attend(q, k, v, scale=self._head_dim**-0.5)
         h = h.transpose(0, 2, 1, 3).reshape(batch, height * width, -1)
         h = x + self.to_out[0](h).reshape(x.shape)
         return h if self._output_scale == 1 else h / self._output_scale
@@ -47,3 +51,8 @@ class Attention(nn.Module):
         """(B, N, heads * head_dim) -> (B, heads, N, head_dim)."""
         batch, length, _ = x.shape
         return x.reshape(batch, length, self._heads, self._head_dim).transpose(0, 2, 1, 3)
+
+
+def plain_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """softmax(scale * q k^T) v.  q, k, v: (B, heads, N, D) -> (B, heads, N, D)."""
+    return softmax((scale * q) @ k.swapaxes(-1, -2)) @ v
