@@ -47,7 +47,7 @@ class Data(Branch):
     max_aspect_ratio: float = Field(3.0, ge=1.0, description="Longest side over shortest.")
     max_quarantined: Fraction = Field(0.05, description="Fraction of images that may be refused before the run fails.")
     duplicate_distance: int = Field(
-        0, ge=0, le=32, description="Perceptual-hash bits (of 256) within which two images count as near duplicates."
+        12, ge=0, le=32, description="Perceptual-hash bits (of 256) within which two images count as near duplicates."
     )
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of the validation split.")
     test_fraction: float = Field(0.25, gt=0, lt=0.5, description="Share of the test split.")
