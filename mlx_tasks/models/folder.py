@@ -20,6 +20,9 @@ DIGESTS = "digests.json"
 DIFFUSERS_VERSION = "0.42.1"
 """The diffusers whose files these are; written where diffusers writes its own version."""
 
+DTYPES = ("F32", "F16", "BF16")
+"""What weights may be stored as, in safetensors' names; they are computed with as float32."""
+
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 # Names of attention's layers in checkpoints from before diffusers 0.17, which still reads them too.
@@ -147,13 +150,14 @@ def _read_weights(path: Path) -> dict[str, mx.array]:
 
     try:
         with safe_open(path, framework="np") as file:
-            file.keys()
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
     except SafetensorError as error:
         raise DataError(f"{path} is not a safetensors file: {error}") from None
+    wrong = [f"{name} {kind}" for name, kind in types.items() if kind not in DTYPES]
+    if wrong:
+        raise DataError(f"{path} must hold {', '.join(DTYPES)} only, got {_listed(wrong)}; convert it to float32")
     weights = {}
     for name, value in mx.load(str(path)).items():
-        if not mx.issubdtype(value.dtype, mx.floating):
-            raise DataError(f"{path}: {name} must hold floating-point numbers, got {value.dtype}")
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
         value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
