@@ -32,7 +32,8 @@ def run(context, **arguments):
     context.checkpoints.mkdir(parents=True, exist_ok=True)
     tries = context.checkpoints / "tries"
     tries.write_text(str(int(tries.read_text()) + 1 if tries.exists() else 1))
-    print("micro_batch", os.environ.get("MLX_TASKS_MICRO_BATCH", "none"), "commit", os.environ.get("MLX_TASKS_RUN_COMMIT"))
+    for name in ("MLX_TASKS_MICRO_BATCH", "MLX_TASKS_RUN_COMMIT"):
+        print(name, os.environ.get(name))
     if int(tries.read_text()) <= behaviour.get("fails", 0):
         kind = behaviour["kind"]
         if kind == "kill":

@@ -70,6 +70,7 @@ def snapshot(repository: Path, message: str, exclude: tuple[str, ...] = ()) -> S
         exclude: untracked paths that are not code (a dataset), relative to the checkout.
     """
     head = git(repository, "rev-parse", "HEAD")
+    exclude = tuple(path for path in exclude if _untracked(repository, f":(top,literal){path}"))
     too_large = _large_untracked(repository, exclude)
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
@@ -144,10 +145,15 @@ def identity(folder: Path) -> dict[str, str]:
 
 def _large_untracked(repository: Path, exclude: tuple[str, ...]) -> tuple[str, ...]:
     skipped = [f":(exclude,top,literal){path}" for path in exclude]
-    listed = git(repository, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", "--", ":/", *skipped)
     limit = MAX_SNAPSHOT_FILE_MB * 2**20
-    paths = [name for name in listed.split("\0") if name]
+    paths = _untracked(repository, ":/", *skipped)
     return tuple(name for name in paths if _size(repository / name) > limit)
+
+
+def _untracked(repository: Path, *pathspecs: str) -> list[str]:
+    """Files that git neither tracks nor ignores, relative to the top."""
+    listed = git(repository, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", "--", *pathspecs)
+    return [name for name in listed.split("\0") if name]
 
 
 def _size(path: Path) -> int:

@@ -1,11 +1,18 @@
-"""After an out-of-memory end the next try takes half the micro-batch: kept in the workspace, so per machine."""
+"""After an out-of-memory end the next try takes half the micro-batch: kept in the workspace, so per machine.
+
+Three ends count: the stage said so; the kernel's out-of-memory killer struck while it ran; it died of SIGSEGV, which is
+how MLX's CPU build answers an allocation that the system refuses (0.32.4, Linux).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 from mlx_tasks.config import load_config
+from mlx_tasks.errors import ExitCode
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.hardware import detect
 
@@ -31,6 +38,22 @@ def halve_micro_batch(workspace: Path, stage: str, target: str) -> int | None:
         return None
     write_json(_path(workspace, target), {"micro_batch": before // 2})
     return before // 2
+
+
+def memory_ran_out(code: int, kills_before: int) -> bool:
+    """Whether an exit code (128 + N for signal N) means too little memory.  kills_before: `oom_kills` at the start."""
+    if code == 128 + signal.SIGKILL:
+        return oom_kills() > kills_before
+    return code in (ExitCode.OUT_OF_MEMORY, 128 + signal.SIGSEGV)
+
+
+def oom_kills() -> int:
+    """How often Linux's out-of-memory killer has struck since boot; 0 where nothing tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _path(workspace: Path, target: str) -> Path:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import psutil
 
@@ -23,15 +23,18 @@ from mlx_tasks.errors import DataError, ExitCode, InterruptedStageError, StageEr
 from mlx_tasks.events import EVENTS_VARIABLE, emit
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.locks import held
-from mlx_tasks.stages.process import NODE_VARIABLE, record_path
+from mlx_tasks.stages.record import NODE_VARIABLE, record_path
 from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, parents_for_child
 from mlx_tasks.workspace import git, mlflow_parent, outs
-from mlx_tasks.workspace.memory import MICRO_BATCH_VARIABLE, current_micro_batch, halve_micro_batch
+from mlx_tasks.workspace.memory import (
+    MICRO_BATCH_VARIABLE,
+    current_micro_batch,
+    halve_micro_batch,
+    memory_ran_out,
+    oom_kills,
+)
 from mlx_tasks.workspace.opening import Run, ensure_workspace
 from mlx_tasks.workspace.paths import Places
-
-if TYPE_CHECKING:
-    from dvc.repo import Repo
 
 logger = logging.getLogger(__name__)
 
@@ -128,35 +131,30 @@ def _reproduce(places: Places, workspace: Path, stage_name: str, target: str) ->
         brought = outs.fetch_deps(repo, outs.stage_of(repo, target))
         if brought:
             print(f"{target}: brought {', '.join(brought)}", flush=True)
+        kills_before = oom_kills()
         try:
             repo.reproduce(targets=[target], single_item=True)
         except DvcException as error:
-            raise _failure(workspace, stage_name, target, token, error) from error
+            raise _failure(workspace, stage_name, target, token, kills_before, error) from error
         ran = _own_record(workspace, target, token) is not None
         entry = outs.lock_entry(workspace, target)
         if entry is None:
             raise UnavailableError(f"DVC ran {target} and wrote no lock entry: see the lines above")
         record = _keep_record(places, workspace, target, entry, ran)
-        _push(repo, target)
+        stage = outs.stage_of(repo, target)
+        outs.push_outs(repo, stage)
         return {
             "status": "ran" if ran else "cached",
             "lock": entry,
-            "metrics": outs.small_metrics(outs.stage_of(repo, target)),
+            "metrics": outs.small_metrics(stage),
             "mlflow_run_id": record.get("mlflow_run_id"),
             "mlflow_url": record.get("mlflow_url"),
         }
 
 
-def _push(repo: Repo, target: str) -> None:
-    from dvc.exceptions import DvcException
-
-    try:
-        repo.push(targets=[target])
-    except DvcException as error:
-        raise UnavailableError(f"cannot push the outs of {target} to the DVC remote: {error}") from error
-
-
-def _failure(workspace: Path, stage_name: str, target: str, token: str, error: BaseException) -> Exception:
+def _failure(
+    workspace: Path, stage_name: str, target: str, token: str, kills_before: int, error: BaseException
+) -> Exception:
     """What DVC's exception means: the stage's own code and words where it could say them."""
     cause: BaseException | None = error
     status = None
@@ -175,7 +173,7 @@ def _failure(workspace: Path, stage_name: str, target: str, token: str, error: B
         message = (
             f"killed by signal {code - 128}" if code > 128 else f"the stage ended with {code}; see its lines above"
         )
-    if code == ExitCode.OUT_OF_MEMORY:
+    if STAGES[stage_name].accelerator and memory_ran_out(code, kills_before):
         smaller = halve_micro_batch(workspace, stage_name, target)
         if smaller is None:
             return DataError(f"{message}; not even one image a micro-batch fits: choose a smaller model or resolution")

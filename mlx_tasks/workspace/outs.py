@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from mlx_tasks.errors import DataError, UnavailableError
+from mlx_tasks.files import atomic_write_text
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -20,24 +23,19 @@ MAX_METRICS = 40
 
 def merge_lock(workspace: Path, entries: dict[str, LockEntry]) -> bool:
     """Put stages' lock entries into the workspace's dvc.lock; whether that changed it."""
-    from dvc.utils.serialize import dump_yaml, load_yaml
+    stages = _read_lock(workspace)
+    if all(stages.get(target) == entry for target, entry in entries.items()):
+        return False
+    from dvc.utils.serialize import dumps_yaml
 
-    path = workspace / LOCK_FILE
-    lock = load_yaml(str(path)) if path.exists() else {"schema": "2.0", "stages": {}}
-    stages = lock.setdefault("stages", {})
-    changed = {target: entry for target, entry in entries.items() if stages.get(target) != entry}
-    if changed:
-        stages.update(changed)
-        dump_yaml(str(path), lock)
-    return bool(changed)
+    # DVC's own writer: it quotes a hash that YAML 1.2 would take for a number ("123e4567").
+    atomic_write_text(workspace / LOCK_FILE, dumps_yaml({"schema": "2.0", "stages": {**stages, **entries}}))
+    return True
 
 
 def lock_entry(workspace: Path, target: str) -> LockEntry | None:
     """A stage's entry of dvc.lock, or None."""
-    from dvc.utils.serialize import load_yaml
-
-    path = workspace / LOCK_FILE
-    return load_yaml(str(path)).get("stages", {}).get(target) if path.exists() else None
+    return _read_lock(workspace).get(target)
 
 
 def entry_digest(entry: LockEntry) -> str:
@@ -46,13 +44,15 @@ def entry_digest(entry: LockEntry) -> str:
 
 
 def stage_of(repo: Repo, target: str) -> PipelineStage:
-    """A stage of dvc.yaml.  Raises: DataError if there is none of that name."""
+    """A stage of dvc.yaml.  Raises: DataError if there is none of that name, or dvc.yaml cannot be read."""
     from dvc.exceptions import DvcException
 
     try:
-        return repo.stage.collect(target)[0]
-    except (DvcException, IndexError) as error:
-        raise DataError(f"dvc.yaml has no stage {target!r}: {error}") from None
+        return next(stage for stage in repo.index.stages if stage.addressing == target)
+    except StopIteration:
+        raise DataError(f"dvc.yaml has no stage {target!r}") from None
+    except DvcException as error:
+        raise DataError(f"DVC cannot read dvc.yaml: {error}") from None
 
 
 def fetch_deps(repo: Repo, stage: PipelineStage) -> list[str]:
@@ -67,7 +67,7 @@ def fetch_deps(repo: Repo, stage: PipelineStage) -> list[str]:
     for dep in stage.deps:
         path = Path(dep.fs_path)
         makers = [out for out in repo.index.outs if _overlap(Path(out.fs_path), path)]
-        missing += [out for out in makers if out.hash_info and out.changed_checksum()]
+        missing += [out for out in makers if out.hash_info and (not out.exists or out.changed_checksum())]
         if not makers and not path.exists():
             raise DataError(f"{stage.addressing} reads {dep.def_path}, which does not exist: check the path")
     names = sorted({str(Path(out.fs_path).relative_to(root)) for out in missing})
@@ -79,6 +79,19 @@ def fetch_deps(repo: Repo, stage: PipelineStage) -> list[str]:
     return names
 
 
+def push_outs(repo: Repo, stage: PipelineStage) -> None:
+    """Copy a stage's outs to the DVC remote, as far as it lacks them.  Raises: UnavailableError."""
+    from dvc.exceptions import DvcException
+
+    try:
+        for objects in stage.get_used_objs().values():
+            result = repo.cloud.push(objects)
+            if result.failed:
+                raise UnavailableError(f"the DVC remote did not take {len(result.failed)} files of {stage.addressing}")
+    except (DvcException, OSError) as error:
+        raise UnavailableError(f"cannot push the outs of {stage.addressing} to the DVC remote: {error}") from error
+
+
 def small_metrics(stage: PipelineStage) -> dict[str, float | str]:
     """The numbers and short texts of a stage's metrics files, by dotted name."""
     found: dict[str, float | str] = {}
@@ -86,6 +99,14 @@ def small_metrics(stage: PipelineStage) -> dict[str, float | str]:
         if out.metric and Path(out.fs_path).exists():
             _flatten(json.loads(Path(out.fs_path).read_text(encoding="utf-8")), "", found)
     return dict(list(found.items())[:MAX_METRICS])
+
+
+def _read_lock(workspace: Path) -> dict[str, LockEntry]:
+    path = workspace / LOCK_FILE
+    if not path.exists():
+        return {}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return (yaml.load(path.read_text(encoding="utf-8"), Loader=loader) or {}).get("stages") or {}
 
 
 def _flatten(value: Any, name: str, found: dict[str, float | str]) -> None:

@@ -1,0 +1,184 @@
+"""Run ids as names, and the git that runs are made of: the user's checkout is never touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import orchestration as o
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_tasks.errors import DataError
+from mlx_tasks.workspace import git
+from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
+
+RUN_IDS = st.text(min_size=1, max_size=250)
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A small checkout with one commit."""
+    folder = tmp_path / "checkout"
+    (folder / "sub").mkdir(parents=True)
+    for name, text in (("kept.txt", "1"), ("edited.txt", "1"), ("removed.txt", "1"), ("sub/deep.txt", "1")):
+        (folder / name).write_text(text)
+    (folder / ".gitignore").write_text("ignored/\n")
+    o.run_git(folder, "init", "-q", "-b", "main")
+    o.run_git(folder, "config", "user.name", "A User")
+    o.run_git(folder, "config", "user.email", "user@example.org")
+    o.run_git(folder, "add", "--all")
+    o.run_git(folder, "commit", "-qm", "base")
+    return folder
+
+
+def edit(checkout: Path) -> None:
+    """Every kind of uncommitted change at once."""
+    (checkout / "edited.txt").write_text("2")
+    (checkout / "removed.txt").unlink()
+    (checkout / "new.txt").write_text("new")
+    (checkout / "staged.txt").write_text("staged")
+    o.run_git(checkout, "add", "staged.txt")
+    (checkout / "staged.txt").write_text("staged, then edited")
+    (checkout / "sub" / "with space é.txt").write_text("x")
+    (checkout / "ignored").mkdir()
+    (checkout / "ignored" / "secret.txt").write_text("no")
+
+
+def fingerprint(checkout: Path) -> dict[str, str]:
+    """Every file of the checkout and of .git but its objects: the branch, the index, the config, the logs."""
+    found = {}
+    for path in sorted(checkout.rglob("*")):
+        name = str(path.relative_to(checkout))
+        if path.is_file() and not name.startswith(".git/objects"):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@given(RUN_IDS)
+def test_a_slug_is_a_safe_name_for_files_and_branches(run_id):
+    slug = run_slug(run_id)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*-[0-9a-f]{8}", slug)
+    assert len(slug) <= 70
+    assert workspace_path(Path("/state"), run_id).parent == Path("/state/workspaces")
+
+
+@given(RUN_IDS, RUN_IDS)
+def test_two_run_ids_never_share_a_slug_even_where_case_is_not_told_apart(one, other):
+    assert (run_slug(one).lower() == run_slug(other).lower()) == (one == other)
+
+
+def test_airflows_run_ids_stay_readable():
+    run_id = "manual__2026-01-02T03:04:05.678901+00:00"
+    assert run_slug(run_id).startswith("manual__2026-01-02T03-04-05-678901-00-00-")
+    assert run_slug(run_id) != run_slug(run_id.replace("+", ":"))
+    assert subprocess.run(["git", "check-ref-format", f"refs/heads/runs/{run_slug(run_id)}"]).returncode == 0
+    with pytest.raises(ValueError, match="empty"):
+        run_slug("")
+
+
+def test_a_clean_checkout_is_its_own_snapshot(checkout):
+    taken = git.snapshot(checkout, "why")
+    assert taken == git.Snapshot(o.run_git(checkout, "rev-parse", "HEAD").strip(), edited=False)
+
+
+def test_a_snapshot_holds_every_uncommitted_edit_and_leaves_the_checkout_as_it_was(checkout):
+    edit(checkout)
+    before, status = fingerprint(checkout), o.run_git(checkout, "--no-optional-locks", "status", "--porcelain")
+    taken = git.snapshot(checkout, "why")
+    assert fingerprint(checkout) == before
+    assert o.run_git(checkout, "--no-optional-locks", "status", "--porcelain") == status
+    assert taken.edited
+    assert (
+        o.run_git(checkout, "rev-parse", f"{taken.commit}^").strip() == o.run_git(checkout, "rev-parse", "HEAD").strip()
+    )
+    listed = o.run_git(checkout, "ls-tree", "-r", "-z", "--name-only", taken.commit)
+    assert set(listed.strip("\0").split("\0")) == {
+        ".gitignore", "kept.txt", "edited.txt", "new.txt", "staged.txt", "sub/deep.txt", "sub/with space é.txt",
+    }  # fmt: skip
+    assert o.run_git(checkout, "show", f"{taken.commit}:edited.txt") == "2"
+    assert o.run_git(checkout, "show", f"{taken.commit}:staged.txt") == "staged, then edited"
+    assert o.run_git(checkout, "log", "-1", "--format=%an %s", taken.commit).strip() == "A User why"
+
+
+def test_a_dataset_and_large_untracked_files_are_left_out(checkout, monkeypatch):
+    monkeypatch.setattr(git, "MAX_SNAPSHOT_FILE_MB", 1)
+    (checkout / "huge.bin").write_bytes(bytes(2 * 2**20))
+    (checkout / "images").mkdir()
+    (checkout / "images" / "a.png").write_bytes(b"png")
+    (checkout / "new.txt").write_text("new")
+    taken = git.snapshot(checkout, "why", exclude=("images",))
+    assert taken.left_out == ("huge.bin",)
+    changed = o.run_git(checkout, "diff", "--name-only", "HEAD", taken.commit).split()
+    assert changed == ["new.txt"]
+
+
+def test_a_commit_needs_no_identity_of_the_users(checkout, monkeypatch, tmp_path):
+    o.run_git(checkout, "config", "--unset", "user.name")
+    o.run_git(checkout, "config", "--unset", "user.email")
+    o.run_git(checkout, "config", "user.useConfigOnly", "true")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    (checkout / "new.txt").write_text("new")
+    taken = git.snapshot(checkout, "why")
+    assert o.run_git(checkout, "log", "-1", "--format=%an", taken.commit).strip() == "mlx-tasks"
+
+
+def test_a_snapshot_ignores_what_a_git_hook_leaves_in_the_environment(checkout, monkeypatch, tmp_path):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "some-index"))
+    assert not git.snapshot(checkout, "why").edited
+
+
+def test_only_the_top_of_a_checkout_with_a_commit_will_do(checkout, tmp_path):
+    git.check_checkout(checkout)
+    with pytest.raises(DataError, match="set ADO_REPOSITORY to"):
+        git.check_checkout(checkout / "sub")
+    with pytest.raises(DataError, match="no git checkout with a commit"):
+        git.check_checkout(tmp_path)
+
+
+def test_a_worktree_is_made_over_what_a_killed_attempt_left(checkout, tmp_path):
+    path = tmp_path / "state" / "workspaces" / "one"
+    git.add_worktree(checkout, path, "HEAD")
+    (path / ".git").unlink()  # half made, in a way that git itself refuses to go on from
+    git.add_worktree(checkout, path, "HEAD")
+    assert (path / "sub" / "deep.txt").read_text() == "1"
+    assert len(o.run_git(checkout, "worktree", "list").splitlines()) == 2
+
+
+def test_a_run_branch_can_be_checked_out_by_the_user(checkout, tmp_path):
+    path = tmp_path / "one"
+    git.add_worktree(checkout, path, "HEAD")
+    (path / "params.yaml").write_text("seed: 1\n")
+    commit = git.commit_files(path, "runs/one", "params", ("params.yaml", "absent.lock"))
+    assert git.commit_files(path, "runs/one", "again", ("params.yaml",)) == commit
+    o.run_git(checkout, "checkout", "-q", "runs/one")
+    assert (checkout / "params.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_git_lock_of_another_process_is_waited_for(checkout, tmp_path):
+    lock = checkout / ".git" / "refs" / "heads" / "runs"
+    lock.mkdir()
+    (lock / "one.lock").touch()
+    path = tmp_path / "one"
+    git.add_worktree(checkout, path, "HEAD")
+    release = subprocess.Popen(["sh", "-c", f"sleep 0.4; rm {lock / 'one.lock'}"])
+    git.commit_files(path, "runs/one", "params", ())
+    release.wait()
+    assert o.run_git(checkout, "rev-parse", "runs/one") == o.run_git(checkout, "rev-parse", "HEAD")
+
+
+def test_places_come_from_the_environment(monkeypatch, tmp_path):
+    for name in ("ADO_STATE", "ADO_REPOSITORY", "ADO_DVC_REMOTE", "ADO_GIT_REMOTE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    here = Places.from_environment()
+    assert (here.repository, here.state, here.git_remote) == (tmp_path, tmp_path / ".state", None)
+    assert here.dvc_remote == str(tmp_path / ".state" / "dvc-remote")
+    monkeypatch.setenv("ADO_DVC_REMOTE", "s3://bucket/x")
+    assert Places.from_environment().dvc_remote == "s3://bucket/x"
