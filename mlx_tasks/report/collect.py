@@ -1,0 +1,175 @@
+"""The report's numbers, gathered from what the stages left; what is not there is named, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_tasks.catalog import STAGES
+from mlx_tasks.files import read_json
+from mlx_tasks.report.charts import REFERENCE_NAMES
+
+SOURCES = {
+    "scores": ("work/scores/scores.json", "evaluate"),
+    "distill": ("work/students/table.json", "distill"),
+    "search": ("work/search/study/pareto.json", "search_select"),
+    "schedules": ("work/schedules/schedules.json", "tune"),
+    "verdict": ("work/registered/verdict.json", "register"),
+    "lineage": ("work/registered/bundle/lineage.json", "register"),
+    "data": ("work/metrics/validate.json", "validate"),
+    "training": ("work/metrics/train.json", "train"),
+}
+"""Part of the report -> (file, the stage that writes it)."""
+
+
+def collect(root: Path) -> dict[str, Any]:
+    """Everything the report shows, as plain JSON values.
+
+    Parts: run, winner, teacher, references, scores, distill, search, schedules, verdict, data, training, nodes,
+    sentences (the result in words), missing (what could not be found, and which stage writes it).
+    """
+    found: dict[str, Any] = {}
+    missing = []
+    for part, (name, stage) in SOURCES.items():
+        try:
+            found[part] = read_json(root / name)
+        except (OSError, ValueError) as error:
+            found[part] = None
+            missing.append({"part": part, "file": name, "stage": stage, "reason": type(error).__name__})
+    rows = {row["candidate"]: row for row in (found["scores"] or {}).get("rows", [])}
+    winner = rows.get(((found["scores"] or {}).get("winner") or {}).get("candidate"))
+    teacher = rows.get((found["scores"] or {}).get("teacher"))
+    report = {
+        "run": _run(root, found),
+        "winner": winner,
+        "teacher": teacher,
+        "references": {
+            name: {"name": REFERENCE_NAMES.get(name, name), "metrics": row["metrics"]}
+            for name, row in rows.items()
+            if row["kind"] == "reference"
+        },
+        **{part: found[part] for part in ("scores", "distill", "search", "verdict", "data", "training")},
+        "schedules": schedules_section(found["schedules"], root) if found["schedules"] else None,
+        "nodes": _nodes(root),
+        "missing": missing,
+    }
+    report["sentences"] = sentences(report)
+    return report
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """The result in words, each sentence from numbers of the report."""
+    told: list[str] = []
+    winner, teacher, verdict = report["winner"], report["teacher"], report["verdict"]
+    if winner:
+        distance = winner["metrics"]["frechet_distance"]
+        told.append(
+            f"{winner['candidate']} wins: {winner['nfe']} network evaluations and {winner['latency_ms']:.2f} ms "
+            f"an image, at a Frechet distance of {distance['value']:.3f} "
+            f"({distance['low']:.3f} to {distance['high']:.3f})."
+        )
+        real = report["references"].get("reference-real")
+        gaussian = report["references"].get("reference-gaussian")
+        if real and gaussian:
+            told.append(
+                f"Real images of the training split score {real['metrics']['frechet_distance']['value']:.3f} by the "
+                f"same ruler, a per-class pixel Gaussian {gaussian['metrics']['frechet_distance']['value']:.3f}."
+            )
+    if winner and teacher and winner["candidate"] != teacher["candidate"]:
+        theirs = teacher["metrics"]["frechet_distance"]
+        times = teacher["latency_ms"] / winner["latency_ms"]
+        ratio = f"{times:.1f} times as fast as" if times >= 1 else f"{1 / times:.1f} times slower than"
+        told.append(
+            f"That is {ratio} the best teacher sampler ({teacher['candidate']}: {teacher['nfe']} evaluations, "
+            f"{teacher['latency_ms']:.2f} ms, {theirs['value']:.3f})."
+        )
+    if report["schedules"]:
+        told.append(report["schedules"]["verdict"])
+    if verdict:
+        told.append(
+            "The gate passed it."
+            if verdict["passed"]
+            else "The gate refused it: " + "; ".join(verdict["reasons"]) + "."
+        )
+    return told
+
+
+def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:
+    """schedules.json in the shape the report draws: budgets of grids with log SNR and error, a verdict, rewards."""
+    log_snr = _log_snr(root)
+    budgets: dict[int, list[dict[str, Any]]] = {}
+    for row in raw["rows"]:
+        budgets.setdefault(int(row["nfe"]), []).append(
+            {
+                "grid": row["grid"],
+                "solver": row["solver"],
+                "timesteps": row["timesteps"],
+                "log_snr": log_snr(row["timesteps"]),
+                "error": row["error"],
+                "kept": bool(row.get("kept")),
+            }
+        )
+    return {
+        "budgets": [{"nfe": nfe, "grids": grids} for nfe, grids in sorted(budgets.items())],
+        "verdict": raw.get("verdict", ""),
+        "rewards": raw.get("rewards", []),
+    }
+
+
+def _log_snr(root: Path) -> Callable[[Sequence[int]], list[float]]:
+    """Timesteps -> log SNR = -2 log(sigma) of the registered model's noise schedule (the cosine where none is)."""
+    import numpy as np
+
+    from mlx_tasks.diffusion.schedule import NoiseSchedule
+
+    path = root / "work" / "registered" / "bundle" / "scheduler" / "scheduler_config.json"
+    schedule = NoiseSchedule.from_config(read_json(path)) if path.is_file() else NoiseSchedule.cosine()
+    return lambda timesteps: [float(v) for v in -2 * np.log(schedule.sigma_from_t(np.array(timesteps)))]
+
+
+def _run(root: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What the run was: from the lineage, else from what the scores were measured with."""
+    lineage, setup = found["lineage"] or {}, (found["scores"] or {}).get("setup", {})
+    dataset = lineage.get("dataset") or {}
+    return {
+        "name": lineage.get("run"),
+        "commit": (lineage.get("code") or {}).get("commit"),
+        "dirty": (lineage.get("code") or {}).get("dirty"),
+        "params_digest": lineage.get("params_digest"),
+        "params": lineage.get("params"),
+        "dataset": {
+            "name": dataset.get("name"),
+            "path": dataset.get("path"),
+            "fingerprint": dataset.get("fingerprint") or setup.get("dataset"),
+        },
+        "device": lineage.get("device") or setup.get("hardware"),
+        "versions": lineage.get("versions"),
+    }
+
+
+def _nodes(root: Path) -> list[dict[str, Any]]:
+    """What each stage took, in the chain's order: target, seconds, cached, exit_code, peak_memory_mb."""
+    records = []
+    for path in (root / ".run" / "stages").glob("*.json"):
+        try:
+            record = read_json(path)
+        except (OSError, ValueError):
+            continue
+        if record.get("seconds") is not None or record.get("cached"):
+            keys = ("seconds", "exit_code", "peak_memory_mb")
+            kept = {key: record.get(key) for key in keys} | {"cached": bool(record.get("cached"))}
+            records.append({"target": record["target"]} | kept)
+    return sorted(records, key=lambda record: _place(record["target"]))
+
+
+def _place(target: str) -> tuple[int, str]:
+    """Where a target stands: the stage's row in the catalog, plans beside their generation's trials."""
+    stage, _, values = target.partition("@")
+    generation = values[:1]
+    if stage.startswith("search_plan_"):
+        stage, generation = "search_plan", stage[-1]
+    order = list(STAGES)
+    if stage in ("search_plan", "search_trial"):
+        return order.index("search_plan"), f"{generation}{stage}{values}"
+    return (order.index(stage) if stage in order else len(order)), target
