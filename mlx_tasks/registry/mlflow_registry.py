@@ -9,6 +9,8 @@ import contextlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -27,6 +29,24 @@ KEY_TAG = "mlx_tasks.key"
 SCORES_TAG = "mlx_tasks.scores"
 CONDITIONS_TAG = "mlx_tasks.conditions"
 CHALLENGER, CHAMPION, SERVING = "challenger", "champion", "serving"
+
+CODE = (
+    "__init__.py",
+    "config.py",
+    "errors.py",
+    "files.py",
+    "hardware.py",
+    "data/__init__.py",
+    "data/loader.py",
+    "diffusion",
+    "models",
+    "samplers",
+    "registry/__init__.py",
+    "registry/draw.py",
+    "registry/png.py",
+    "registry/pyfunc.py",
+)
+"""What of this package a model takes along, so that it loads where the package is not installed."""
 
 
 @dataclass(frozen=True)
@@ -174,20 +194,22 @@ class Registry:
         signature = ModelSignature(
             Schema([ColSpec("long", "class_label"), ColSpec("long", "seed")]), Schema([ColSpec("binary", "png")])
         )
-        logged = Model.log(
-            None,
-            mlflow.pyfunc,
-            name="sampler",
-            run_id=run_id,
-            tags={KEY_TAG: key},
-            loader_module="mlx_tasks.registry.pyfunc",
-            data_path=str(bundle),
-            code_paths=[str(Path(__file__).resolve().parent.parent)],
-            signature=signature,
-            input_example=pd.DataFrame({"class_label": [0, 1], "seed": [0, 1]}),
-            pip_requirements=requirements(),
-            validate_serving_input=False,
-        )
+        # Without an active run MLflow puts the model into the process's experiment, whatever the run's is.
+        mlflow.set_experiment(experiment_id=self._client.get_run(run_id).info.experiment_id)
+        with tempfile.TemporaryDirectory() as folder:
+            logged = Model.log(
+                None,
+                mlflow.pyfunc,
+                name="sampler",
+                run_id=run_id,
+                tags={KEY_TAG: key},
+                loader_module="mlx_tasks.registry.pyfunc",
+                data_path=str(bundle),
+                code_paths=[str(_own_code(Path(folder)))],
+                signature=signature,
+                input_example=pd.DataFrame({"class_label": [0, 0], "seed": [0, 1]}),
+                pip_requirements=requirements(),
+            )
         return str(logged.model_id)
 
     @contextlib.contextmanager
@@ -215,8 +237,25 @@ def requirements() -> list[str]:
     ]
     return [
         *lines,
-        *(f"{name}=={installed(name)}" for name in ("mlflow", "numpy", "pandas", "pillow", "psutil", "safetensors")),
+        *(
+            f"{name}=={installed(name)}"
+            for name in ("mlflow", "numpy", "pandas", "pillow", "psutil", "pydantic", "pyyaml", "safetensors")
+        ),
     ]
+
+
+def _own_code(folder: Path) -> Path:
+    """A copy of CODE as a package under `folder`."""
+    package = Path(__file__).resolve().parent.parent
+    copy = folder / package.name
+    for name in CODE:
+        source, target = package / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+    return copy
 
 
 def _version(found: Any) -> Version:

@@ -191,7 +191,7 @@ def _limits(sampler: dict[str, Any]) -> str:
     side = sampler["resolution"]
     return (
         f"- It draws {side} x {side} pixels and nothing outside its training data's classes.\n"
-        "- Distances depend on the number of images and on the feature space: compare them within one run's table only.\n"
+        "- Distances depend on the count of images and on the feature space: compare them within one table only.\n"
         "- Latency and memory were measured on the device above and say nothing of another.\n"
         "- It repeats what its data holds, biases included; it was not checked for copies of training images."
     )

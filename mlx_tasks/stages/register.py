@@ -1,0 +1,185 @@
+"""Stage `register`: the winner as a bundle with its lineage, through the gate, into the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlx_tasks.data.loader import load_split
+from mlx_tasks.errors import GateRefused
+from mlx_tasks.files import atomic_write_text, read_json, write_json
+from mlx_tasks.models.bundle import Bundle, bundle_digest, write_bundle
+from mlx_tasks.registry import lineage
+from mlx_tasks.registry.champion import champion_score, rescore
+from mlx_tasks.registry.gate import Champion, Verdict, judge
+from mlx_tasks.registry.mlflow_registry import (
+    CHALLENGER,
+    CHAMPION,
+    CONDITIONS_TAG,
+    SCORES_TAG,
+    Registry,
+    Version,
+)
+from mlx_tasks.registry.model_card import model_card
+from mlx_tasks.registry.reference import make_reference, write_reference
+from mlx_tasks.registry.winner import Winner, read_winner, winning_bundle
+from mlx_tasks.stages.context import StageContext
+from mlx_tasks.tracking.rest import tracking_uri
+
+SHOWN_REFERENCES = ("real", "gaussian", "noise")
+NO_SERVER = "not registered: no tracking server (MLFLOW_TRACKING_URI is not set)"
+
+
+def run(context: StageContext) -> None:
+    """Write work/registered/{bundle, model_card.md, verdict.json}; register, judge, and name the version by aliases.
+
+    Safe to repeat: a version carries a key of run, params and bundle, and one that is there is taken, not made again.
+    Raises: GateRefused with the reasons once all is written, which ends the stage green.
+    """
+    config, out = context.config, context.work / "registered"
+    winner = read_winner(read_json(context.work / "scores" / "scores.json"))
+    bundle = winning_bundle(context.root, winner)
+    test = load_split(context.work / "dataset", bundle.sampler.resolution, "test")
+    told = lineage.collect(context.root, config, context.hardware, _described(winner))
+    folder = out / "bundle"
+    write_bundle(folder, bundle.model, bundle.schedule, bundle.sampler, told)
+    context.progress.say(f"winner {winner.name}: drawing the reference images that a monitor compares with")
+    write_reference(folder, make_reference(bundle, test.images, winner.setup["samples"]))
+
+    uri = tracking_uri() if context.tracker.run_id else None
+    registry = Registry(uri) if uri else None
+    score_again = partial(rescore, test=test, setup=winner.setup)
+    key = _key(config.digest, folder, told["run"] or context.tracker.run_id or "")
+    verdict, against = _judge(context, registry, winner, key, score_again)
+    _write_card(context, winner, bundle, told, verdict)
+    registered: dict[str, Any] | None = None
+    note = NO_SERVER
+    if registry:
+        version = registry.register(
+            config.register_.model_name, key, folder, str(context.tracker.run_id), _tags(winner, told, verdict)
+        )
+        registry.set_alias(version.name, CHALLENGER, version.version)
+        verdict, _ = _judge(context, registry, winner, key, score_again, unless=(verdict, against))
+        note = _promote(registry, version, verdict, config.gate.promote)
+        registered = {
+            "name": version.name,
+            "version": version.version,
+            "uri": version.uri,
+            "run_id": version.run_id,
+            "aliases": [CHALLENGER] + ([CHAMPION] if note.startswith("promoted") else []),
+        }
+    _tell(context, winner, verdict, registered, note)
+    if not verdict.passed:
+        raise GateRefused(list(verdict.reasons))
+
+
+def _described(winner: Winner) -> dict[str, Any]:
+    keys = ("candidate", "kind", "bundle", "bundle_digest", "solver", "grid", "timesteps", "guidance_scale", "nfe")
+    return {key: winner.row[key] for key in keys} | {"metrics": winner.row["metrics"], "setup": winner.setup}
+
+
+def _judge(
+    context: StageContext,
+    registry: Registry | None,
+    winner: Winner,
+    key: str,
+    score_again: Any,
+    unless: tuple[Verdict, str | None] | None = None,
+) -> tuple[Verdict, str | None]:
+    """The gate's verdict and the champion's version it was made against.
+
+    `unless`: an earlier verdict, which stands where the champion is still the same; another run may have promoted one.
+    """
+    gate, name = context.config.gate, context.config.register_.model_name
+    holder = registry.by_alias(name, CHAMPION) if registry and gate.not_worse_than_champion else None
+    if holder and holder.tags.get("mlx_tasks.key") == key:
+        holder = None  # this very version: an attempt before this one promoted it
+    if unless and unless[1] == (holder.version if holder else None):
+        return unless
+    champion: Champion | None = None
+    if registry and holder:
+        champion = champion_score(registry, holder, winner.conditions, score_again)
+    return judge(winner.scores, gate.limits, champion), holder.version if holder else None
+
+
+def _promote(registry: Registry, version: Version, verdict: Verdict, asked: bool) -> str:
+    """Give the title if it is earned and asked for; what happened, in words."""
+    if not verdict.passed:
+        return "not promoted: the gate refused"
+    if not asked:
+        return "not promoted: gate.promote is off"
+    registry.set_alias(version.name, CHAMPION, version.version)
+    return f"promoted: version {version.version} is champion"
+
+
+def _key(digest: str, folder: Path, run: str) -> str:
+    text = json.dumps([run, digest, bundle_digest(folder)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict) -> dict[str, str]:
+    metrics = winner.row["metrics"]
+    return {
+        "mlx_tasks.candidate": winner.name,
+        "mlx_tasks.commit": told["code"]["commit"] or "unknown",
+        "mlx_tasks.dirty": str(told["code"]["dirty"]).lower(),
+        "mlx_tasks.dataset": str(told["dataset"].get("fingerprint", "unknown")),
+        "mlx_tasks.params_digest": told["params_digest"],
+        "mlx_tasks.run": told["run"] or "",
+        "mlx_tasks.gate": "passed" if verdict.passed else "; ".join(verdict.reasons)[:4000],
+        SCORES_TAG: json.dumps(metrics),
+        CONDITIONS_TAG: json.dumps(winner.conditions),
+    }
+
+
+def _write_card(context: StageContext, winner: Winner, bundle: Bundle, told: dict[str, Any], verdict: Verdict) -> None:
+    """The card beside the bundle, and in it as README.md, where hubs look for it."""
+    shown = {name: winner.references[name] for name in SHOWN_REFERENCES if name in winner.references}
+    text = model_card(
+        context.config.register_.model_name,
+        winner,
+        bundle.sampler.to_dict(),
+        told,
+        verdict.to_dict(),
+        _dataset_card(context.root / context.config.data.path),
+        shown,
+    )
+    atomic_write_text(context.work / "registered" / "model_card.md", text)
+    atomic_write_text(context.work / "registered" / "bundle" / "README.md", text)
+
+
+def _dataset_card(path: Path) -> dict[str, Any]:
+    """The card of a built-in set, or of a user's folder that has a dataset_card.yaml; else empty."""
+    card = path / "dataset_card.yaml" if path.is_dir() else path
+    if card.suffix not in (".yaml", ".yml") or not card.is_file():
+        return {}
+    found = yaml.safe_load(card.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _tell(
+    context: StageContext, winner: Winner, verdict: Verdict, registered: dict[str, Any] | None, note: str
+) -> None:
+    """verdict.json, the metrics file, MLflow, and a line for people."""
+    promoted = note.startswith("promoted")
+    out = context.work / "registered"
+    told = verdict.to_dict() | {
+        "candidate": winner.name,
+        "registered": registered,
+        "promoted": promoted,
+        "note": note,
+    }
+    write_json(out / "verdict.json", told)
+    version = int(registered["version"]) if registered else None
+    figures = {"passed": verdict.passed, "promoted": promoted, "version": version}
+    write_json(context.work / "metrics" / "register.json", figures)
+    context.tracker.metrics({"gate/passed": float(verdict.passed), "gate/promoted": float(promoted)}, 0)
+    context.tracker.tags({"winner": winner.name, "gate": "passed" if verdict.passed else "refused"})
+    for name in ("verdict.json", "model_card.md"):
+        context.tracker.artifact(out / name, "registered")
+    context.progress.say(f"{winner.name}: gate {'passed' if verdict.passed else 'refused'}; {note}")
