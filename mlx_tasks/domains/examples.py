@@ -9,7 +9,7 @@ fit's; there are three photographs, so fit and calibration draw crops of the sam
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -80,7 +80,7 @@ def _photograph(part: Part, rng: np.random.Generator) -> Image.Image:
 def _relit(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Another exposure, white balance and orientation, so that two photographs stand for more than themselves."""
     values = np.asarray(picture) / 255.0
-    values = np.rot90(values, rng.integers(4)) if rng.random() < 0.3 else values
+    values = np.rot90(values, int(rng.integers(4))) if rng.random() < 0.3 else values
     stretched = (values - np.quantile(values, 0.01)) / max(np.ptp(np.quantile(values, [0.01, 0.99])), 0.05)
     mixed = values + rng.random() * (stretched - values)
     mixed = mixed.clip(0, 1) ** rng.uniform(0.6, 1.6) * rng.uniform(0.75, 1.15, 3)
@@ -177,7 +177,7 @@ def _digits() -> np.ndarray:
 
 
 @functools.cache
-def _fonts(unseen: bool) -> list[ImageFont.FreeTypeFont]:
+def _fonts(unseen: bool) -> Sequence[ImageFont.FreeTypeFont | ImageFont.ImageFont]:
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

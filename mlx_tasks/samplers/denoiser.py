@@ -17,13 +17,12 @@ Network = Callable[..., mx.array]
 
 
 class Denoise(Protocol):
-    """What a solver calls.
+    """What a solver calls. A plain function will do; it counts as one evaluation a call."""
 
-    Attributes:
-        evaluations: network evaluations an image costs in one call (2 where guidance runs both branches).
-    """
-
-    evaluations: int
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image costs in one call: 2 where guidance runs both branches."""
+        ...
 
     def __call__(self, x: mx.array, sigma: float) -> mx.array:
         """Estimate of x0 from x (B, H, W, C) = x0 + sigma * eps."""

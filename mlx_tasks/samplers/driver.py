@@ -47,7 +47,7 @@ class SamplerDivergedError(DivergedError):
 
 
 def sample(
-    denoise: Denoise,
+    denoise: Denoise | Callable[[mx.array, float], mx.array],
     noise: mx.array,
     grid: Grid | Sequence[float],
     solver: str = "ddim",
@@ -75,7 +75,7 @@ def sample(
         x, state = method.step(counted, x, state, sigma, sigma_next, step_key)
         total = x.sum()
         mx.eval(x, total)
-        if not math.isfinite(total.item()):
+        if not math.isfinite(float(total)):
             raise SamplerDivergedError(index, sigma)
         if callback is not None and counted.first is not None:
             callback(index, sigma, counted.first)
@@ -97,7 +97,7 @@ def check_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
 class _Counted:
     """A denoiser whose calls are counted, and whose first estimate of a step is kept for the callback."""
 
-    def __init__(self, denoise: Denoise) -> None:
+    def __init__(self, denoise: Callable[[mx.array, float], mx.array]) -> None:
         self._denoise = denoise
         self.evaluations: int = getattr(denoise, "evaluations", 1)
         self.calls = 0
