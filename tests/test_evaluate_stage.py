@@ -78,11 +78,12 @@ def context(tmp_path_factory):
     )
     _write_bundle(work / "searched", 4, uniform_grid(SCHEDULE, 4).timesteps, solver="dpmpp_2m", seed=5)
     rows = [
-        {"grid": name, "solver": "dpmpp_2m", "timesteps": list(grid(SCHEDULE, n).timesteps)}
+        {"budget": n, "grid": name, "solver": "dpmpp_2m", "timesteps": list(grid(SCHEDULE, n).timesteps)}
         for name, grid in (("uniform", uniform_grid), ("log_snr", log_snr_grid))
         for n in (2, 3)
     ]
     rows.append({**rows[-1], "grid": "tuned"})  # the search came back with the grid it started from
+    rows.append({"budget": 3, "grid": "ppo", "solver": "dpmpp_2m", "timesteps": [900, 300]})  # one step saved
     write_json(work / "schedules" / "schedules.json", {"rows": rows})
     config = parse_config(
         {
@@ -138,6 +139,7 @@ def test_every_candidate_and_reference_has_a_row_and_what_was_left_out_says_why(
         "searched-uniform-nfe3",
         "searched-log_snr-nfe2",
         "searched-log_snr-nfe3",
+        "searched-ppo-nfe2-of-3",
     ]
     reasons = {one["name"]: one["reason"] for one in scores["left_out"]}
     assert reasons["teacher-ddim-uniform-nfe1"] == "1 evaluations pay for no step of ddim with guidance"
@@ -228,7 +230,7 @@ def test_a_killed_evaluation_goes_on_with_the_rows_it_has(context, scores, monke
     first = list(drawn)
     monkeypatch.setattr(bench_module.Bench, "candidate_row", lambda *a: (drawn.append(a[1].name), real(*a))[1])
     evaluate.run(context)
-    assert len(drawn) == len(set(drawn)) == 10 and drawn[:3] == first
+    assert len(drawn) == len(set(drawn)) == 11 and drawn[:3] == first
     again = read_json(context.work / "scores" / "scores.json")
     assert [_untimed(row) for row in again["rows"]] == [_untimed(row) for row in scores["rows"]]
     assert not (context.checkpoints / "rows").exists()
@@ -282,7 +284,7 @@ def test_the_teachers_budgets_count_both_guidance_branches():
 
 def test_equal_grids_are_scored_once():
     sampler = Sampler("ddim", (999,), 1.0, 1, 8, 1, ("a",), 1)
-    rows = [{"grid": g, "solver": "ddim", "timesteps": [900, 100]} for g in ("uniform", "ppo")]
+    rows = [{"budget": 2, "grid": g, "solver": "ddim", "timesteps": [900, 100]} for g in ("uniform", "ppo")]
     kept, left_out = schedule_candidates("work/searched", sampler, rows)
     assert [c.name for c in kept] == ["searched-uniform-nfe2"]
     assert left_out[0].reason == "the same grid as searched-uniform-nfe2"

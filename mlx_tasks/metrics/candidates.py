@@ -102,7 +102,7 @@ def schedule_candidates(
     """The searched student on each grid that the tune stage compared.
 
     Args:
-        grids: mappings with grid (its name), solver and timesteps.
+        grids: mappings with budget (evaluations it might cost), grid (its name), solver and timesteps.
     """
     candidates: list[Candidate] = []
     left_out = []
@@ -110,7 +110,7 @@ def schedule_candidates(
     for row in grids:
         solver, timesteps = row["solver"], tuple(int(t) for t in row["timesteps"])
         nfe = branches * find_solver(solver).calls(len(timesteps))
-        name = f"searched-{row['grid']}-nfe{nfe}"
+        name = f"searched-{row['grid']}-nfe{nfe}" + (f"-of-{row['budget']}" if nfe != row["budget"] else "")
         twin = next((c for c in candidates if (c.solver, c.timesteps) == (solver, timesteps)), None)
         if twin is not None:
             left_out.append(LeftOut(name, f"the same grid as {twin.name}"))

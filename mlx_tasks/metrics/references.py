@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def held_out_rows(count: int, samples: int, seed: int) -> np.ndarray:
+    """(min(samples, count),) rising rows of a split of `count` images: those that everything is scored against."""
+    return np.sort(np.random.Generator(np.random.PCG64([seed, 20])).permutation(count)[:samples])
+
+
 def matching_real(images: np.ndarray, labels: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
     """Real images with the wanted labels, each used once while there are enough: the best a sampler can score.
 

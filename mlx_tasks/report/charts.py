@@ -19,6 +19,17 @@ REFERENCE_NAMES = {
 }
 """What the reference sets are called in charts and tables."""
 
+GRID_NAMES = {
+    "uniform": "uniform",
+    "log_snr": "log SNR",
+    "karras": "Karras",
+    "log_snr_tuned": "log SNR, tuned",
+    "karras_tuned": "Karras, tuned",
+    "ppo": "PPO",
+    "own": "own",
+}
+"""What grids are called; tuned: with end points found by plain search."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -56,12 +67,12 @@ def ruler_chart(rows: Sequence[dict[str, Any]]) -> str:
         class_ = {"winner": "c1", "teacher": "c0"}.get(row["role"], "c5")
         shape = {"winner": "diamond", "teacher": "circle"}.get(row["role"], "bar")
         tip = f"{row['name']}: {interval(row)}"
-        parts.append(label(left - 10, y + 4, row["name"], f"name {row['role']}", "end"))
+        parts.append(label(left - 10, y + 4, row["name"], f"name role-{row['role']}", "end"))
         if row["low"] is not None:
             low = x(max(row["low"], x.low))
             parts.append(element("line", x1=low, x2=x(row["high"]), y1=y, y2=y, class_=f"whisker {class_}"))
         parts.append(mark(shape, x(max(row["value"], x.low)), y, class_, tip, 5.5))
-        parts.append(label(right + 10, y + 4, number(row["value"]), f"value {row['role']}"))
+        parts.append(label(right + 10, y + 4, number(row["value"]), f"value role-{row['role']}"))
     parts.append(
         label(
             (left + right) / 2, bottom + 36, "Frechet distance to held-out images (lower is better)", "title", "middle"
@@ -119,8 +130,9 @@ def pareto_chart(trials: Sequence[dict[str, Any]], front: Sequence[int], chosen:
         class_ = "c1" if t["number"] == chosen else "c0" if t["number"] in front else "c5"
         radius = 4 + 12 * (t["peak_memory_mb"] / most) ** 0.5
         tip = element("title", escape(t["title"]))
+        parts.append(element("circle", cx=place[0], cy=place[1], r=radius, class_="under"))
         parts.append(element("circle", tip, cx=place[0], cy=place[1], r=radius, class_=f"bubble {class_}"))
-        weight = "winner" if t["number"] == chosen else "tick"
+        weight = "role-winner" if t["number"] == chosen else "tick"
         parts.append(label(place[0], place[1] + 4, str(t["number"]), f"{weight} inside", "middle"))
     return picture(510, 335, parts, "Error against latency of every architecture tried")
 
@@ -130,7 +142,7 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
 
     rows: mappings with grid, log_snr (numbers), error {value, low, high} and kept (bool).
     """
-    height, left, right = 26 * len(rows) + 76, 96, 370
+    height, left, right = 26 * len(rows) + 76, 116, 376
     x = axis_over([v for row in rows for v in row["log_snr"]], left, right)
     top, bottom = 26, 26 + 26 * len(rows)
     parts = [
@@ -143,8 +155,8 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
         parts.append(label(x(value), bottom + 17, text, anchor="middle"))
     for place, row in enumerate(rows):
         y = top + 26 * place + 13
-        class_, role = ("c1", "winner") if row["kept"] else ("c0", "")
-        parts.append(label(left - 10, y + 4, row["grid"], f"name {role}", "end"))
+        class_, role = ("c1", "role-winner") if row["kept"] else ("c0", "")
+        parts.append(label(left - 10, y + 4, GRID_NAMES.get(row["grid"], row["grid"]), f"name {role}", "end"))
         parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="axis"))
         parts.extend(
             mark("diamond" if row["kept"] else "circle", x(v), y, class_, f"log SNR {number(v)}", 4.2)
@@ -155,19 +167,23 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
     return picture(540, height, parts, "Grids in log SNR, with their errors")
 
 
-def reward_chart(rewards: Sequence[float]) -> str:
-    """Reward of each episode as it was learned, and the mean over a tenth of them."""
-    x = Axis(0, max(1, len(rewards) - 1), 62, 490)
-    y = axis_over(rewards, 210, 30)
-    width = max(1, len(rewards) // 10)
-    smooth = [sum(rewards[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(rewards))]
-    every = max(1, len(rewards) // 1500)
-    parts = [frame(x, y, "episode", "reward")]
+def reward_chart(records: Sequence[dict[str, Any]]) -> str:
+    """What PPO earned over its environment steps: episodes with exploration, the likeliest actions, the best so far.
+
+    records: mappings with steps, reward (None where no episode ended), greedy_reward and best_reward.
+    """
+    names = ("reward", "greedy_reward", "best_reward")
+    x = Axis(0, max(record["steps"] for record in records), 62, 490)
+    y = axis_over([record[name] for record in records for name in names if record[name] is not None], 210, 30)
+    parts = [frame(x, y, "environment steps", "reward")]
     parts.extend(
-        element("circle", cx=x(i), cy=y(rewards[i]), r=1.5, class_="dot c5") for i in range(0, len(rewards), every)
+        mark("circle", x(record["steps"]), y(record["reward"]), "c5", f"{number(record['reward'])}", 2.6)
+        for record in records
+        if record["reward"] is not None
     )
-    parts.append(polyline([(x(i), y(v)) for i, v in list(enumerate(smooth))[:: max(1, every)]], "series thick c0"))
-    return picture(510, 255, parts, "Reward over episodes")
+    for name, class_ in (("greedy_reward", "series c0"), ("best_reward", "series thick c1")):
+        parts.append(polyline([(x(record["steps"]), y(record[name])) for record in records], class_))
+    return picture(510, 255, parts, "Reward over PPO's environment steps")
 
 
 def legend_mark(shape: str, class_: str) -> str:

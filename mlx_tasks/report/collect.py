@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_tasks.catalog import STAGES
 from mlx_tasks.files import read_json
-from mlx_tasks.report.charts import REFERENCE_NAMES
+from mlx_tasks.report.charts import GRID_NAMES, REFERENCE_NAMES
 
 SOURCES = {
     "scores": ("work/scores/scores.json", "evaluate"),
@@ -81,7 +81,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
         times = teacher["latency_ms"] / winner["latency_ms"]
         ratio = f"{times:.1f} times as fast as" if times >= 1 else f"{1 / times:.1f} times slower than"
         told.append(
-            f"That is {ratio} the best teacher sampler ({teacher['candidate']}: {teacher['nfe']} evaluations, "
+            f"The winner is {ratio} the best teacher sampler ({teacher['candidate']}: {teacher['nfe']} evaluations, "
             f"{teacher['latency_ms']:.2f} ms, {theirs['value']:.3f})."
         )
     if report["schedules"]:
@@ -96,25 +96,48 @@ def sentences(report: dict[str, Any]) -> list[str]:
 
 
 def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:
-    """schedules.json in the shape the report draws: budgets of grids with log SNR and error, a verdict, rewards."""
+    """schedules.json as the report draws it: budgets with their grids (log SNR, error), a verdict in words, rewards."""
     log_snr = _log_snr(root)
-    budgets: dict[int, list[dict[str, Any]]] = {}
-    for row in raw["rows"]:
-        budgets.setdefault(int(row["nfe"]), []).append(
+    budgets = []
+    for budget, judged in raw["budgets"].items():
+        grids = [
             {
                 "grid": row["grid"],
+                "nfe": row["nfe"],
                 "solver": row["solver"],
                 "timesteps": row["timesteps"],
                 "log_snr": log_snr(row["timesteps"]),
-                "error": row["error"],
-                "kept": bool(row.get("kept")),
+                "error": {"value": row["error"], "low": row["low"], "high": row["high"]},
+                "learning_evaluations": row["learning_evaluations"],
+                "learning_seconds": row["learning_seconds"],
+                "kept": row["kept"],
             }
-        )
+            for row in raw["rows"]
+            if row["budget"] == int(budget)
+        ]
+        kept = {key: judged[key] for key in ("kept", "rival", "difference", "verdict")}
+        budgets.append({"nfe": int(budget), "grids": grids, **kept})
     return {
-        "budgets": [{"nfe": nfe, "grids": grids} for nfe, grids in sorted(budgets.items())],
-        "verdict": raw.get("verdict", ""),
-        "rewards": raw.get("rewards", []),
+        "budgets": sorted(budgets, key=lambda budget: budget["nfe"]),
+        "verdict": _schedule_verdict(budgets),
+        "reference": raw["reference"],
+        "noises": raw["noises"],
+        "rewards": [
+            {key: record[key] for key in ("steps", "reward", "greedy_reward", "best_reward")}
+            for record in raw["rewards"]
+        ],
     }
+
+
+def _schedule_verdict(budgets: Sequence[dict[str, Any]]) -> str:
+    """Where PPO's grids are kept, and what is where they are not, in one sentence."""
+    won = [str(budget["nfe"]) for budget in budgets if budget["kept"] == "ppo"]
+    lost = [f"{GRID_NAMES.get(b['kept'], b['kept'])} at {b['nfe']}" for b in budgets if b["kept"] != "ppo"]
+    if not won:
+        return f"PPO's step grids did not beat the best other ones; kept instead: {'; '.join(lost)} evaluations."
+    return f"PPO's step grid is kept at {', '.join(won)} evaluations" + (
+        f"; elsewhere {'; '.join(lost)}." if lost else "."
+    )
 
 
 def _log_snr(root: Path) -> Callable[[Sequence[int]], list[float]]:

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from mlx_tasks.report import charts
-from mlx_tasks.report.charts import REFERENCE_NAMES, Series
+from mlx_tasks.report.charts import GRID_NAMES, REFERENCE_NAMES, Series
 from mlx_tasks.report.glossary import GLOSSARY
 from mlx_tasks.report.svg import number
 
@@ -33,7 +33,7 @@ def render(report: dict[str, Any], pictures: Path) -> str:
         "number": number,
         "interval": charts.interval,
         "duration": duration,
-        "percent": lambda value: f"{100 * value:.1f} %",
+        "percent": lambda value: f"{number(100 * value)} %",
     }
     folder = files("mlx_tasks.report")
     template = environment.from_string((folder / "template.html.j2").read_text(encoding="utf-8"))
@@ -44,6 +44,7 @@ def render(report: dict[str, Any], pictures: Path) -> str:
         picture=lambda name: _data_uri(pictures / f"{name}.png"),
         glossary=GLOSSARY,
         reference_names=REFERENCE_NAMES,
+        grid_names=GRID_NAMES,
     )
 
 
@@ -67,11 +68,23 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
         made["pareto"] = Markup(_pareto(report["search"]))
     if report["schedules"]:
         made["grids"] = [
-            {"nfe": budget["nfe"], "svg": Markup(charts.grids_chart(budget["grids"]))}
+            {
+                "nfe": budget["nfe"],
+                "verdict": budget["verdict"],
+                "svg": Markup(charts.grids_chart(budget["grids"])),
+            }
             for budget in report["schedules"]["budgets"]
         ]
         if len(report["schedules"]["rewards"]) > 1:
             made["rewards"] = Markup(charts.reward_chart(report["schedules"]["rewards"]))
+            made["reward_legend"] = [
+                {"mark": Markup(charts.legend_mark(shape, class_)), "name": name}
+                for shape, class_, name in (
+                    ("circle", "c5", "episodes while exploring"),
+                    ("dash", "c0", "likeliest actions, on other noises"),
+                    ("dash", "c1", "best so far, which is kept"),
+                )
+            ]
     return made
 
 
@@ -114,7 +127,7 @@ def _quality_charts(report: dict[str, Any]) -> list[dict[str, Any]]:
     grids = list(dict.fromkeys(row["grid"] for row in rows if row["kind"] == "searched"))
     right = [
         Series(
-            f"searched, {grid}",
+            f"searched, {GRID_NAMES.get(grid, grid)}",
             shape,
             class_,
             tuple(_point(r) for r in rows if r["kind"] == "searched" and r["grid"] == grid),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-MARKS = ("circle", "square", "triangle", "diamond", "cross", "plus", "down", "ring", "bar")
+MARKS = ("circle", "square", "triangle", "diamond", "cross", "plus", "down", "ring", "bar", "dash")
 """A shape for each series, so that colour is never the only difference."""
 
 
@@ -117,6 +117,9 @@ def mark(shape: str, x: float, y: float, class_: str, title: str = "", size: flo
         case "diamond":
             points = [(x, y - 1.3 * s), (x + 1.3 * s, y), (x, y + 1.3 * s), (x - 1.3 * s, y)]
             return element("path", tip, d=_path(points), class_=f"mark {class_}")
+        case "dash":
+            d = f"M{x - 1.5 * s:.2f},{y:.2f}L{x + 1.5 * s:.2f},{y:.2f}"
+            return element("path", tip, d=d, class_=f"mark line {class_}")
         case "cross":
             d = f"M{x - s:.2f},{y - s:.2f}L{x + s:.2f},{y + s:.2f}M{x - s:.2f},{y + s:.2f}L{x + s:.2f},{y - s:.2f}"
             return element("path", tip, d=d, class_=f"mark line {class_}")

@@ -22,7 +22,7 @@ from mlx_tasks.metrics.candidates import (
     schedule_candidates,
     teacher_candidates,
 )
-from mlx_tasks.metrics.references import blurred, class_gaussians, class_missing, matching_real, noise
+from mlx_tasks.metrics.references import blurred, class_gaussians, class_missing, held_out_rows, matching_real, noise
 from mlx_tasks.metrics.row_store import RowStore
 from mlx_tasks.metrics.scoring import Judge
 from mlx_tasks.metrics.winner import choose_winner
@@ -92,7 +92,7 @@ def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
     count = min(config.evaluate.samples, len(test))
     if count < 10:
         raise DataError(f"the test split has {len(test)} images, too few to score against: at least 10 are needed")
-    rows = np.sort(np.random.Generator(np.random.PCG64([config.seed, 20])).permutation(len(test))[:count])
+    rows = held_out_rows(len(test), count, config.seed)
     real, labels = np.array(test.images[rows]), test.labels[rows]
     conditional = bool(test.class_names)
     facts = read_json(work / "image_text" / "model.json")
@@ -182,12 +182,10 @@ def read_refusals(path: Path) -> dict[int, str]:
 
 
 def read_grids(path: Path) -> list[dict[str, Any]]:
-    """Every grid that the tune stage compared: grid, solver, timesteps.  Raises: DataError for another shape."""
+    """Budget, grid, solver and timesteps of all that the tune stage compared.  Raises: DataError for another shape."""
+    keys = ("budget", "grid", "solver", "timesteps")
     try:
-        return [
-            {"grid": row["grid"], "solver": row["solver"], "timesteps": row["timesteps"]}
-            for row in read_json(path)["rows"]
-        ]
+        return [{key: row[key] for key in keys} for row in read_json(path)["rows"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not the tune stage's schedules ({error!r}): run `mlx-tasks tune`") from error
 
