@@ -1,4 +1,4 @@
-"""Near-duplicate groups: images whose perceptual hashes differ in few bits, joined by union-find."""
+"""Near-duplicate groups: images that look alike (few bits apart, shapes nearly parallel), joined by union-find."""
 
 from __future__ import annotations
 
@@ -6,32 +6,37 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mlx_tasks.data.measures import Look
+
+MIN_COSINE = 0.98
 _WORDS = 4
-_BITS = 64 * _WORDS
 _BLOCK = 1 << 20
 
 
-def duplicate_groups(pixel_digests: list[str], hashes: list[bytes | None], distance: int) -> np.ndarray:
+def duplicate_groups(pixel_digests: list[str], looks: list[Look | None], distance: int) -> np.ndarray:
     """The group of each image, numbered from 0 in order of first appearance; an image without a like is alone in one.
 
-    Two images are joined where their pixels are equal, or where both have a hash and the hashes differ in at most
-    `distance` bits; groups are what joining leads to (a near b, b near c: all three together).
-    pixel_digests, hashes: N of each; a hash is 32 bytes.  Returns: (N,) int64.
-    Cost: pigeonhole. Of distance + 1 stretches of the hash, a near pair agrees in at least one entirely, so only
+    Two images are joined where their pixels are equal, or where their looks differ in at most `distance` bits and the
+    cosine of their shapes is at least 0.98. Groups are what joining leads to (a near b, b near c: all three together).
+    pixel_digests, looks: N of each.  Returns: (N,) int64.
+    Cost: pigeonhole. Of distance + 1 stretches of the bits, a near pair agrees in at least one entirely, so only
     images that share a stretch are compared: near N for small distances, and never a Python loop over pairs.
     Raises: ValueError where the counts differ.
     """
-    if len(pixel_digests) != len(hashes):
-        raise ValueError(f"{len(pixel_digests)} digests and {len(hashes)} hashes: give one of each an image")
-    sets = _DisjointSets(len(hashes))
-    _join_equal(sets, pixel_digests, np.arange(len(pixel_digests)))
-    hashed = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
-    if len(hashed):
-        words = np.frombuffer(b"".join(h for h in hashes if h is not None), np.uint64).reshape(-1, _WORDS)
-        distinct, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-        sets.join(hashed, hashed[first[inverse.ravel()]])
-        for left, right in near_pairs(distinct, distance):
-            sets.join(hashed[first[left]], hashed[first[right]])
+    if len(pixel_digests) != len(looks):
+        raise ValueError(f"{len(pixel_digests)} digests and {len(looks)} looks: give one of each an image")
+    sets = _DisjointSets(len(looks))
+    _, first, inverse = np.unique(np.array(pixel_digests, dtype=str), return_index=True, return_inverse=True)
+    sets.join(np.arange(len(looks)), first[inverse.ravel()])
+    compared = np.array(sorted(i for i in first.tolist() if looks[i] is not None), np.int64)
+    if len(compared):
+        chosen = [value for i in compared if (value := looks[i]) is not None]
+        words = np.frombuffer(b"".join(one.bits for one in chosen), np.uint64).reshape(-1, _WORDS)
+        shapes = np.stack([one.shape for one in chosen])
+        for left, right in near_pairs(words, distance):
+            cosine = np.einsum("nd,nd->n", shapes[left].astype(np.float32), shapes[right].astype(np.float32))
+            alike = cosine >= MIN_COSINE
+            sets.join(compared[left[alike]], compared[right[alike]])
     roots = sets.roots()
     _, first, inverse = np.unique(roots, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
@@ -40,11 +45,11 @@ def duplicate_groups(pixel_digests: list[str], hashes: list[bytes | None], dista
 
 
 def near_pairs(words: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index pairs (left, right) of distinct hashes at most `distance` bits apart, in blocks; a pair may come twice.
+    """Index pairs (left, right) of hashes at most `distance` bits apart, in blocks; a pair may come twice.
 
     words: (N, 4) uint64.
     """
-    if distance < 1 or len(words) < 2:
+    if len(words) < 2:
         return
     bits = np.unpackbits(words.view(np.uint8).reshape(len(words), -1), axis=1)
     # A bit that all share tells nothing apart; the others are dealt out so that each stretch gets its share of the
@@ -86,11 +91,6 @@ def _near_in_buckets(words: np.ndarray, keys: np.ndarray, distance: int) -> Iter
             if len(near):
                 yield rows[near], rows[near + offset]
         offset += 1
-
-
-def _join_equal(sets: _DisjointSets, keys: list[str], positions: np.ndarray) -> None:
-    _, first, inverse = np.unique(np.array(keys, dtype=str), return_index=True, return_inverse=True)
-    sets.join(positions, positions[first[inverse.ravel()]])
 
 
 class _DisjointSets:

@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from mlx_tasks.data.decode import Decoded, Rules, decode_array, decode_file
-from mlx_tasks.data.measures import brightness, perceptual_hash, sharpness, square
+from mlx_tasks.data.measures import Look, brightness, look, sharpness, square
 from mlx_tasks.data.reasons import Refusal
 from mlx_tasks.data.sources import Candidate
 
@@ -28,7 +28,7 @@ class Inspected:
         detail: the value that broke the rule.
         width, height: pixels, upright; from the header, so also where decoding failed after it; else 0.
         mode, size_bytes, sha256, pixels_sha256, converted: as Decoded; empty or 0 where refused.
-        brightness, sharpness, hash: as measures.py; None where refused, and for the hash where the image is flat.
+        brightness, sharpness, look: as measures.py; None where refused, and for the look where the image is flat.
         grey: every pixel is.
         squares: {resolution: (R, R, 1 or 3) uint8}, one channel where the image is grey.
     """
@@ -44,7 +44,7 @@ class Inspected:
     converted: str = ""
     brightness: float | None = None
     sharpness: float | None = None
-    hash: bytes | None = None
+    look: Look | None = None
     grey: bool = False
     squares: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -97,7 +97,7 @@ def inspect_one(candidate: Candidate, rules: Rules, resolutions: tuple[int, ...]
         converted=decoded.converted,
         brightness=brightness(image),
         sharpness=sharpness(image),
-        hash=perceptual_hash(image),
+        look=look(image),
         grey=grey,
         squares={resolution: square(image, resolution, width) for resolution in resolutions},
     )

@@ -70,7 +70,7 @@ def build_manifest(
     names = class_names(source, [candidates[i].label for i in accepted])
     positions = {name: number for number, name in enumerate(names)}
     groups = duplicate_groups(
-        [inspected[i].pixels_sha256 for i in accepted], [inspected[i].hash for i in accepted], distance
+        [inspected[i].pixels_sha256 for i in accepted], [inspected[i].look for i in accepted], distance
     )
     assignment = assign_splits(
         [

@@ -1,16 +1,16 @@
-"""What the manifest says of one image, and its square copies: brightness, sharpness, perceptual hash, resizing."""
+"""What the manifest says of one image, and its square copies: brightness, sharpness, its look, resizing."""
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-HASH_BITS = 256
-_HASH_SIDE = 32
-_HASH_LOW = 16
-_FLAT_STD = 1.0
+_DCT_SIDE = 32
+_DCT_LOW = 16
+_FLOOR = 4.0
 _STRIP = 512
 
 
@@ -41,31 +41,48 @@ def sharpness(image: Image.Image) -> float:
     return squares / count - (total / count) ** 2
 
 
-def perceptual_hash(image: Image.Image) -> bytes | None:
-    """256 bits that a copy shares with its original, re-compressed, rescaled or brightened; None for a flat image.
+class Look(NamedTuple):
+    """What an image looks like, coarsely: two of these say whether one image is a copy of the other.
 
-    The luma at 32 x 32 goes through a DCT-II; each of the 16 x 16 lowest frequencies gives one bit, whether it is above
-    their median. The mean (frequency 0, 0) says nothing of the shape and gives 0. A flat image has no shape to hash.
-    Chosen over a difference and a mean hash by measuring (docs/data.md): on the 8-pixel digits those two call
-    hundreds of different drawings the same within 8 bits, and this one none within 24.
-    Source: Zauner 2010 (the DCT hash), at 16 x 16 bits for its 8 x 8, and the median over all of them but the mean's.
+    Attributes:
+        bits: 32 bytes, which of the 256 lowest frequencies are strong: few bits apart in a copy.
+        shape: (63,) float16 of unit length, the 63 lowest frequencies but the mean: nearly parallel in a copy.
     """
-    small = np.asarray(image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BICUBIC), np.float64)
-    if small.std() < _FLAT_STD:
-        return None
+
+    bits: bytes
+    shape: np.ndarray
+
+
+def look(image: Image.Image) -> Look | None:
+    """The image's bits and shape, which survive compression, rescaling, light blur; None for a flat image.
+
+    The luma at 32 x 32 goes through an orthonormal DCT-II, c. Bit (i, j), i and j below 16, is whether c[i, j] is above
+    the median of all 255 and above 4 grey levels; (0, 0), the mean, gives 0. Without the floor the bits of a smooth
+    image are its rounding errors, and a copy of it is not found. With it, images of little detail have few bits and
+    come near to strangers: so near duplicates must agree in `shape` too, c's lowest 8 x 8 (duplicates.py).
+    docs/data.md has what this finds and what it confuses, beside other hashes.
+    Source: Zauner 2010 (the DCT hash); the 16 x 16, the floor and the shape are ours.
+    """
+    small = np.asarray(image.convert("L").resize((_DCT_SIDE, _DCT_SIDE), Image.Resampling.BICUBIC), np.float64)
     basis = _dct_basis()
     # Rounded, so that the order in which a BLAS sums cannot turn a bit.
-    low = np.round(basis @ small @ basis.T, 6).ravel()
-    bits = low > np.median(low[1:])
-    bits[0] = False
-    return np.packbits(bits).tobytes()
+    low = np.round(basis @ small @ basis.T, 6)
+    low[0, 0] = 0
+    strong = low > max(_FLOOR, float(np.median(low.ravel()[1:])))
+    if not strong.any():
+        return None
+    shape = low[:8, :8].ravel()[1:]
+    length = np.linalg.norm(shape)
+    if length < _FLOOR:
+        return None
+    return Look(np.packbits(strong).tobytes(), (shape / length).astype(np.float16))
 
 
 @functools.cache
 def _dct_basis() -> np.ndarray:
     """(16, 32): the lowest rows of the orthonormal DCT-II."""
-    n = _HASH_SIDE
-    frequency, position = np.arange(_HASH_LOW)[:, None], np.arange(n)[None, :]
+    n = _DCT_SIDE
+    frequency, position = np.arange(_DCT_LOW)[:, None], np.arange(n)[None, :]
     basis = np.sqrt(2 / n) * np.cos(np.pi * frequency * (2 * position + 1) / (2 * n))
     basis[0] /= np.sqrt(2)
     return basis

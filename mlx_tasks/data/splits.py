@@ -74,7 +74,7 @@ def _assign(members: list[Member], fractions: dict[str, float], seed: int) -> li
     chosen = {group: _given_split(rows) for group, rows in groups.items()}
     given = {member.given for member in members}
     missing = {split: fractions[split] for split in HELD_OUT if split not in given}
-    open_groups = {group: rows for group, rows in groups.items() if chosen[group] == "train"}
+    open_groups = {group: rows for group, rows in groups.items() if {row.given for row in rows} <= {None, "train"}}
     chosen |= _draw(open_groups, missing, len(members), seed)
     return [chosen[member.group] for member in members]
 

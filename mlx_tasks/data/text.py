@@ -15,7 +15,7 @@ def clean_caption(value: Any, choice: int = 0) -> str | None:
     """A caption in NFC with runs of white space as one space and control characters gone, or None where it is empty.
 
     A list of captions gives the one at `choice` modulo its length (the caller's seeded number).
-    Lone surrogates, which JSON can spell and UTF-8 cannot, become U+FFFD.
+    Lone surrogates, which JSON can spell and UTF-8 cannot, become a question mark.
     """
     if isinstance(value, list):
         texts = [item for item in value if isinstance(item, str) and item.strip()]
@@ -48,10 +48,6 @@ def seeded_choice(seed: int, name: str) -> int:
 
 
 def _printable(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode("utf-8") if _has_surrogate(text) else text
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     spaced = "".join(" " if character.isspace() else character for character in unicodedata.normalize("NFC", text))
     return "".join(character for character in spaced if unicodedata.category(character) != "Cc")
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
