@@ -56,9 +56,9 @@ def _digit(part: Part, rng: np.random.Generator) -> Image.Image:
 
 def _letter(part: Part, rng: np.random.Generator, alphabet: str = _LETTERS) -> Image.Image:
     fonts = _fonts(part == "unseen")
-    font = fonts[rng.integers(len(fonts))]
+    font = fonts[int(rng.integers(len(fonts)))]
     picture = Image.new("L", (_CANVAS, _CANVAS), 0)
-    letter = alphabet[rng.integers(len(alphabet))]
+    letter = alphabet[int(rng.integers(len(alphabet)))]
     centre = tuple(_CANVAS / 2 + rng.uniform(-4, 4, 2))
     ImageDraw.Draw(picture).text(centre, letter, fill=int(rng.integers(180, 256)), font=font, anchor="mm")
     picture = picture.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC)
@@ -183,7 +183,7 @@ def _fonts(unseen: bool) -> Sequence[ImageFont.FreeTypeFont | ImageFont.ImageFon
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     names = ("DejaVuSerif.ttf", "STIXGeneral.ttf", "cmss10.ttf") if unseen else ("DejaVuSans.ttf", "DejaVuSansMono.ttf")
     fonts = [ImageFont.truetype(folder / name, size) for name in names for size in (36, 44, 52)]
-    return fonts if unseen else fonts + [ImageFont.load_default(size) for size in (36, 44, 52)]
+    return fonts if unseen else [*fonts, *(ImageFont.load_default(size) for size in (36, 44, 52))]
 
 
 @functools.cache
