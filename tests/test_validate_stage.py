@@ -190,7 +190,7 @@ def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, reposit
 @pytest.mark.slow
 def test_a_near_duplicate_across_splits_is_moved(tmp_path, repository):
     """Copies of training images, re-compressed, put into the test folder: they end in train."""
-    for split, numbers in (("train", range(60)), ("test", range(60, 90))):
+    for split, numbers in (("train", range(60)), ("test", range(60, 90)), ("val", range(90, 99))):
         for number in numbers:
             for shape in SHAPES[:2]:
                 (tmp_path / "data" / split / shape).mkdir(parents=True, exist_ok=True)
