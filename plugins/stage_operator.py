@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from mlx_tasks.catalog import dvc_target
@@ -52,7 +53,8 @@ class ReportLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Its address in the run view."""
-        return REPORT_PATH.format(run_id=quote(ti_key.run_id, safe=""))
+        base = conf.get("api", "base_url", fallback="") or ""
+        return base.rstrip("/") + REPORT_PATH.format(run_id=quote(ti_key.run_id, safe=""))
 
 
 class ProcessOperator(BaseOperator):
