@@ -1,15 +1,27 @@
 """The forms made for a slow CPU equal the plain ones: values, and gradients of every argument."""
 
+import dataclasses
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 import torch
 
+from mlx_tasks import hardware
 from mlx_tasks.models import elementary
 from mlx_tasks.models.attention import plain_attention
-from mlx_tasks.models.convolution import rearranged_conv, strided_conv, tap_conv
-from mlx_tasks.models.layers import double, group_norm, halve
+from mlx_tasks.models.convolution import (
+    HalvingConv,
+    cpu_strided_conv,
+    double,
+    doubling_conv,
+    halve,
+    phased_doubling_conv,
+    rearranged_conv,
+    strided_conv,
+)
+from mlx_tasks.models.layers import group_norm
 
 
 def normal(seed: int, *shape: int) -> mx.array:
@@ -30,33 +42,42 @@ def assert_same(ours: list[np.ndarray], expected: list[np.ndarray], tolerance: f
         np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, float(np.abs(b).max())))
 
 
-@pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (2, 6), (16, 4)])
-def test_the_rearranged_strided_convolution_is_the_strided_one(before, height, width):
+@pytest.mark.parametrize("form", [rearranged_conv, cpu_strided_conv])
+@pytest.mark.parametrize(("height", "width"), [(10, 10), (4, 8), (18, 6)])
+def test_the_strided_convolution_of_the_cpu_is_the_strided_one(form, height, width):
     x, weight = normal(0, 2, height, width, 5), normal(1, 7, 3, 3, 5)
-    plain = values_and_gradients(lambda x, w: strided_conv(x, w, before), x, weight)
-    assert plain[0].shape == (2, height // 2, width // 2, 7)
-    assert_same(values_and_gradients(lambda x, w: rearranged_conv(x, w, before), x, weight), plain)
+    plain = values_and_gradients(strided_conv, x, weight)
+    assert plain[0].shape == (2, height // 2 - 1, width // 2 - 1, 7)
+    assert_same(values_and_gradients(form, x, weight), plain)
 
 
-def test_the_strided_convolution_is_torchs_with_padding_1():
-    x, weight = normal(0, 2, 8, 8, 5), normal(1, 7, 3, 3, 5)
-    images, kernel = (torch.tensor(np.array(a.transpose(0, 3, 1, 2))) for a in (x, weight))
-    expected = torch.nn.functional.conv2d(images, kernel, stride=2, padding=1).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(np.array(strided_conv(x, weight, 1)), expected, atol=1e-5)
+@pytest.mark.parametrize("kind", ["cpu", "metal"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_halving_is_torchs_with_each_of_diffusers_paddings(before, kind, monkeypatch):
+    machine = dataclasses.replace(hardware.detect(), kind=kind)
+    monkeypatch.setattr(hardware, "detect", lambda: machine)
+    layer = HalvingConv(5, before)
+    x = normal(0, 2, 8, 6, 5)
+    image, kernel = (torch.tensor(np.array(a.transpose(0, 3, 1, 2))) for a in (x, layer.weight))
+    image = image if before else torch.nn.functional.pad(image, (0, 1, 0, 1))
+    expected = torch.nn.functional.conv2d(image, kernel, stride=2, padding=before).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(np.array(layer(x)), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(("h", "w"), [(1, 1), (2, 2), (3, 3), (3, 2), (1, 4)])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_convolution_by_taps_is_the_convolution(h, w, batch):
-    x, weight = normal(0, batch, 6, 9, 4), normal(1, 5, h, w, 4)
-    assert_same(values_and_gradients(tap_conv, x, weight), values_and_gradients(mx.conv2d, x, weight))
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (3, 8)])
+def test_the_convolution_in_four_phases_is_that_of_the_doubled_image(height, width):
+    x, weight = normal(0, 2, height, width, 5), normal(1, 7, 3, 3, 5)
+    plain = values_and_gradients(doubling_conv, x, weight)
+    assert plain[0].shape == (2, 2 * height, 2 * width, 7)
+    assert_same(values_and_gradients(phased_doubling_conv, x, weight), plain)
 
 
-def test_a_convolution_by_taps_reads_views_as_they_are():
-    """A transposed and sliced input has another layout in memory and the same values."""
-    x, weight = normal(0, 3, 9, 12, 4).transpose(0, 2, 1, 3)[1:, ::2], normal(1, 5, 3, 3, 4)
-    assert_same(values_and_gradients(tap_conv, x, weight), values_and_gradients(mx.conv2d, x, weight))
+def test_the_doubling_convolution_is_torchs():
+    x, weight = normal(0, 2, 4, 6, 5), normal(1, 7, 3, 3, 5)
+    image, kernel = (torch.tensor(np.array(a.transpose(0, 3, 1, 2))) for a in (x, weight))
+    doubled = torch.nn.functional.interpolate(image, scale_factor=2.0, mode="nearest")
+    expected = torch.nn.functional.conv2d(doubled, kernel, padding=1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(np.array(phased_doubling_conv(x, weight)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 4, 12])

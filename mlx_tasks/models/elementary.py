@@ -1,6 +1,6 @@
 """exp, sigmoid and softmax from additions and multiplications, for MLX's CPU.
 
-MLX on Linux takes one scalar exp at a time and vectorises plain arithmetic, so these are some four times faster there
+MLX on Linux takes one scalar exp at a time and vectorises plain arithmetic, so these are two to four times faster there
 (benchmarks/cpu_kernels.py prints the ratio). They agree with MLX's own to float32's rounding, keep NaN, and have
 gradients. On a GPU use MLX's own.
 """

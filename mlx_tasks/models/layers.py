@@ -1,4 +1,4 @@
-"""Layers without a learned kernel of their own: normalisation, doubling and halving of an image."""
+"""Normalisation, and the layers that double and halve an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_tasks import hardware
-from mlx_tasks.models.convolution import Conv3x3, HalvingConv
+from mlx_tasks.models.convolution import DoublingConv, HalvingConv
 
 
 class GroupNorm(nn.GroupNorm):
@@ -62,25 +62,12 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
+    """Nearest-neighbour doubling and a 3x3 convolution, named as `Downsample2D`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv3x3(channels, channels)
+        self.conv = DoublingConv(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (B, H, W, C) -> (B, 2H, 2W, C)."""
-        return self.conv(double(x))
-
-
-def double(x: mx.array) -> mx.array:
-    """Each pixel as a 2x2 patch: (B, H, W, C) -> (B, 2H, 2W, C)."""
-    batch, height, width, channels = x.shape
-    x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
-
-
-def halve(x: mx.array) -> mx.array:
-    """The mean of each 2x2 patch: (B, H, W, C) -> (B, H/2, W/2, C)."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+        return self.conv(x)

@@ -9,7 +9,6 @@ import mlx.nn as nn
 
 from mlx_tasks.models.activations import ACTIVATIONS, silu
 from mlx_tasks.models.blocks import DownBlock2D, UNetMidBlock2D, UpBlock2D
-from mlx_tasks.models.convolution import Conv3x3
 from mlx_tasks.models.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from mlx_tasks.models.initial import draw_weights
 from mlx_tasks.models.layers import GroupNorm
@@ -32,7 +31,7 @@ class UNet2DModel(nn.Module):
         super().__init__()
         self.config = config
         widths, levels = config.block_out_channels, len(config.block_out_channels)
-        self.conv_in = Conv3x3(config.in_channels, widths[0])
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self._embed_time_and_class(config)
 
         skip_channels = [widths[0]]
@@ -52,7 +51,7 @@ class UNet2DModel(nn.Module):
             source = widths[level]
 
         self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = Conv3x3(widths[0], config.out_channels)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
         self._resnet_count = sum(isinstance(module, ResnetBlock2D) for module in self.modules())
         draw_weights(self, mx.random.key(0) if key is None else key)
 
