@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -14,9 +20,14 @@ from mlx_tasks.data.decode import Decoded, Rules, decode_array, decode_file
 from mlx_tasks.data.measures import Look, brightness, look, sharpness, square
 from mlx_tasks.data.reasons import Refusal
 from mlx_tasks.data.sources import Candidate
+from mlx_tasks.errors import OutOfMemoryError
 
-_AHEAD = 4
-"""Images in flight for each worker: enough to keep it busy, few enough that large pictures do not pile up."""
+FEWEST_FOR_PROCESSES = 4000
+"""Images below which starting processes costs more than they save."""
+
+_CHUNK = 8
+_AHEAD = 16
+"""Chunks in flight: enough to keep the processes busy, few enough that large squares do not pile up."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +61,51 @@ class Inspected:
 
 
 def inspect_all(
-    candidates: Iterable[Candidate], rules: Rules, resolutions: tuple[int, ...], channels: str, workers: int
+    candidates: list[Candidate], rules: Rules, resolutions: tuple[int, ...], channels: str, workers: int
 ) -> Iterator[Inspected]:
-    """What each candidate gave, in their order.
+    """What each candidate gave, in their order, holding about a hundred at most.
 
-    Threads, not processes: decoding, hashing and resizing happen in C with the interpreter's lock released, nothing has
-    to be copied between processes, and none is left behind when the stage is killed (benchmarks/manifest_speed.py).
-    channels: auto, grey or rgb, as `data.channels`.  workers: threads; 1 decodes in the caller's own.
+    Many images go to processes: over half of the work on a small one is Python, which threads cannot share. They are
+    spawned, take a second to start, and stop by themselves when this process is gone. Fewer are done here.
+    channels: auto, grey or rgb, as `data.channels`.  workers: processes.
+    Raises: OutOfMemoryError where a process is killed.
     """
-    if workers <= 1:
-        yield from (inspect_one(candidate, rules, resolutions, channels) for candidate in candidates)
+    look = partial(inspect_one, rules=rules, resolutions=resolutions, channels=channels)
+    if workers <= 1 or len(candidates) < FEWEST_FOR_PROCESSES:
+        yield from map(look, candidates)
         return
-    remaining = iter(candidates)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[Future[Inspected]] = deque()
+    chunks = (candidates[begin : begin + _CHUNK] for begin in range(0, len(candidates), _CHUNK))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _stop_with_parent, (os.getpid(),)) as pool:
+        pending: deque[Future[list[Inspected]]] = deque()
         try:
             while True:
-                for candidate in islice(remaining, workers * _AHEAD - len(pending)):
-                    pending.append(pool.submit(inspect_one, candidate, rules, resolutions, channels))
+                pending.extend(
+                    pool.submit(_inspect_chunk, look, chunk) for chunk in islice(chunks, _AHEAD - len(pending))
+                )
                 if not pending:
                     return
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
+        except BrokenProcessPool:
+            raise OutOfMemoryError(
+                "a decoding process was killed; if memory ran out, lower data.max_pixels or MLX_TASKS_THREADS"
+            ) from None
         finally:
-            for future in pending:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _inspect_chunk(look: Callable[[Candidate], Inspected], chunk: list[Candidate]) -> list[Inspected]:
+    return [look(candidate) for candidate in chunk]
+
+
+def _stop_with_parent(parent: int) -> None:
+    """End this process when its parent is gone: one that waits for work would wait for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def inspect_one(candidate: Candidate, rules: Rules, resolutions: tuple[int, ...], channels: str) -> Inspected:
