@@ -245,6 +245,47 @@ def _untimed(row):
     return row
 
 
+def test_images_without_classes_or_captions_are_scored_and_no_clip_score_is_made_up(tmp_path):
+    work = tmp_path / "work"
+    _write_dataset(work / "dataset")
+    manifest = pd.read_parquet(work / "dataset" / "manifest.parquet")
+    manifest.assign(class_index=-1, caption="").to_parquet(work / "dataset" / "manifest.parquet")
+    write_json(work / "dataset" / "classes.json", [])
+    config = UNet2DConfig.build(
+        Model(block_out_channels=(4, 8), attention_head_dim=8, norm_num_groups=4), 8, 1, None, "relu"
+    )
+    for folder in ("teacher", "students/steps_2", "searched"):
+        sampler = Sampler("ddim", uniform_grid(SCHEDULE, 2).timesteps, 1.0, 2, 8, 1)
+        write_bundle(work / folder, UNet2DModel(config, mx.random.key(0)), SCHEDULE, sampler)
+    write_json(work / "students" / "table.json", {"students": [{"steps": 2, "accepted": True, "reason": ""}]})
+    write_json(work / "schedules" / "schedules.json", {"rows": []})
+    config = parse_config(
+        {
+            "train": {"resolutions": [8], "steps": 10},
+            "evaluate": {"samples": 200, "nfe": [2], "bootstrap": 10, "image_text_steps": 5, "latency_batch": 2},
+        }
+    )
+    with open_tracker(tmp_path, "evaluate", config) as tracker:
+        progress = Progress("evaluate", tmp_path / ".run" / "progress", echo=lambda *a, **k: None)
+        context = StageContext("evaluate", config, tmp_path, hardware.detect(), tracker, progress)
+        image_text.run(context)
+        evaluate.run(context)
+    scores = read_json(work / "scores" / "scores.json")
+    assert [row["candidate"] for row in scores["rows"]] == [
+        "reference-real",
+        "reference-gaussian",
+        "reference-blurred",
+        "reference-noise",
+        "teacher-ddim-uniform-nfe2",
+        "teacher-dpmpp_2m-log_snr-nfe2",
+        "teacher-dpmpp_2m-karras-nfe2",
+        "student-steps2",
+    ]
+    assert all("clip_score" not in row["metrics"] for row in scores["rows"])
+    assert scores["setup"]["no_clip_score_because"] == "the training images have no captions, or all the same one"
+    assert scores["setup"]["samples"] == 80 < scores["setup"]["samples_asked"]
+
+
 def test_rows_of_other_inputs_are_not_taken(tmp_path):
     store = RowStore(tmp_path / "rows", "a")
     assert store.put("x", {"value": 1}, b"png") == {"value": 1}

@@ -27,6 +27,10 @@ from mlx_tasks.metrics.row_store import RowStore
 from mlx_tasks.metrics.scoring import Judge
 from mlx_tasks.metrics.winner import choose_winner
 from mlx_tasks.stages.context import StageContext
+from mlx_tasks.training.memory import micro_batch_limit
+
+LARGEST_BATCH = 200
+"""Images drawn together; larger ones gain nothing."""
 
 
 def run(context: StageContext) -> None:
@@ -136,7 +140,7 @@ def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
         conditional,
         noise_seed,
         context.root,
-        max(1, min(200, context.hardware.max_micro_batch)),
+        min(LARGEST_BATCH, micro_batch_limit(context.hardware.max_micro_batch)),
         config.evaluate.latency_batch,
     )
     return bench, setup
