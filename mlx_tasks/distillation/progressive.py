@@ -55,10 +55,10 @@ def halving_loss(teacher: Velocity, schedule: NoiseSchedule, num_steps: int) -> 
     The weight is the paper's truncated SNR. For a network that predicts v it is max(alpha^2, std^2) on the error of v,
     which lies between 1/2 and 1: v makes every level count about the same, at the noisiest one too.
     batch: x0, eps (B, R, R, C), level (B,) index of the student's step, 0 the noisiest; labels (B,) if taken.
-    Raises: ValueError where the teacher's grid of 2 num_steps does not hold the student's.
+    Raises: ValueError where the schedule has fewer than 2 num_steps timesteps.
     Source: Salimans & Ho 2022, section 4 and Algorithm 2.
     """
-    fine = _fine_grid(schedule, num_steps)
+    fine = uniform_grid(schedule, 2 * num_steps).timesteps  # every other one is the student's, the first included
     times = mx.array([float(t) for t in fine] + [0.0])
     whole = mx.array(fine, dtype=mx.int32)
     alphas = mx.concatenate([schedule.alpha(whole), mx.ones(1)])
@@ -103,14 +103,3 @@ def halving_steps(
         return draw_batch(data, options.batch_size, num_steps, options.seed, f"halving-{num_steps}", step)
 
     return student_steps(student, loss, batch_at, options, checkpoints, identity, notes)
-
-
-def _fine_grid(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
-    """The teacher's 2 num_steps timesteps; every other one is the student's, starting with the first."""
-    fine, coarse = uniform_grid(schedule, 2 * num_steps).timesteps, uniform_grid(schedule, num_steps).timesteps
-    if fine[::2] != coarse:
-        raise ValueError(
-            f"the grid of {num_steps} steps is not every other timestep of that of {2 * num_steps}, out of "
-            f"{schedule.num_train_timesteps}: use a power of two"
-        )
-    return fine

@@ -1,9 +1,11 @@
-"""Stage `distill`: students of ever fewer steps. work/dataset, work/teacher -> work/students, work/metrics/distill.json.
+"""Stage `distill`: students of ever fewer steps, from work/dataset and work/teacher.
 
 work/students/steps_{N}/   a bundle each; the refused one too
 work/students/table.json   {teacher: [rows], students: [rows], chosen, gate}; a row: name, steps, nfe, solver,
                            frechet_distance {value, low, high}, parameters, size_mb, latency_ms (an image, in batches
-                           of latency_batch), train_seconds, accepted, reason. `chosen` is the fewest accepted steps.
+                           of latency_batch), train_seconds, accepted, reason. `chosen` is the fewest accepted steps,
+                           null without any.
+work/metrics/distill.json  the table's main figures
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_tasks.data.loader import ImageSet, load_split, to_uint8
-from mlx_tasks.distillation.gate import Judge, Verdict, judge_student
+from mlx_tasks.distillation.gate import Judge, judge_student
 from mlx_tasks.distillation.progressive import halving_steps
 from mlx_tasks.distillation.student import StudentOptions
 from mlx_tasks.distillation.teacher import guided_velocity
@@ -26,7 +28,7 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_folder, read_json, write_json
 from mlx_tasks.metrics.latency import measure_latency
 from mlx_tasks.metrics.pictures import class_rows, tile
-from mlx_tasks.models.bundle import Bundle, Sampler, read_bundle, write_bundle
+from mlx_tasks.models.bundle import Bundle, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DModel
 from mlx_tasks.samplers import keyed_noise, sample_bundle, uniform_grid
 from mlx_tasks.stages.context import StageContext
@@ -207,8 +209,7 @@ class Halving:
         self.context.tracker.metrics(
             {"distill/frechet_distance": distance, "distill/latency_ms": row["latency_ms"]}, steps
         )
-        verdict = Verdict(row["accepted"], row["reason"])
-        self.context.progress.say(f"{steps} steps {'accepted' if verdict.accepted else 'refused'}: {verdict.reason}")
+        self.context.progress.say(f"{steps} steps {'accepted' if row['accepted'] else 'refused'}: {row['reason']}")
         classes = len(bundle.sampler.class_names)
         labels = np.repeat(np.arange(min(classes, 16)), 4) if classes else None
         count = 16 if labels is None else len(labels)
