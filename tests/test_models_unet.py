@@ -1,5 +1,6 @@
 """The U-Net against diffusers' own `UNet2DModel`: weights go both ways and the outputs are equal."""
 
+import copy
 import dataclasses
 
 import diffusers
@@ -185,6 +186,14 @@ def test_the_same_key_draws_the_same_weights_and_another_key_others():
     first, again, other = (UNet2DModel(config, mx.random.key(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(ours(first), ours(again))
     assert np.abs(ours(first) - ours(other)).max() > 0.01
+
+
+def test_a_deep_copy_is_a_network_of_its_own():
+    model = UNet2DModel(UNet2DConfig.from_dict(settings("demo")))
+    before, twin = ours(model), copy.deepcopy(model)
+    np.testing.assert_array_equal(ours(twin), before)
+    twin.conv_out.bias = twin.conv_out.bias + 1
+    np.testing.assert_array_equal(ours(model), before)
 
 
 def test_drawn_weights_spread_as_torchs():

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_tasks import hardware
+from mlx_tasks.models.elementary import with_gradient
 
 
 class Conv1x1(nn.Conv2d):
@@ -73,17 +74,10 @@ def rearranged_conv(x: mx.array, weight: mx.array) -> mx.array:
     return mx.conv2d(x, kernel.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 2, 2, 4 * channels))
 
 
-@mx.custom_function
+@with_gradient(lambda primals, cotangent, _: tuple(mx.vjp(rearranged_conv, list(primals), [cotangent])[1]))
 def cpu_strided_conv(x: mx.array, weight: mx.array) -> mx.array:
     """`strided_conv` forwards, with the gradients of `rearranged_conv`."""
     return strided_conv(x, weight)
-
-
-@cpu_strided_conv.vjp
-def _cpu_strided_conv_vjp(
-    primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
-) -> tuple[mx.array, ...]:
-    return tuple(mx.vjp(rearranged_conv, list(primals), [cotangent])[1])
 
 
 def doubling_conv(x: mx.array, weight: mx.array) -> mx.array:

@@ -53,7 +53,7 @@ def write_unet(model: UNet2DModel, config: UNet2DConfig, folder: Path) -> None:
     """Write the two files into a folder that is not in place yet."""
     from safetensors.numpy import save
 
-    weights = {name: _to_disk(value) for name, value in tree_flatten(model.parameters())}
+    weights = {name: _to_disk(value) for name, value in _parameters(model).items()}
     broken = sorted(name for name, value in weights.items() if not np.isfinite(value).all())
     if broken:
         raise DataError(f"weights must be finite, these are not: {_listed(broken)}; save an earlier checkpoint")
@@ -67,7 +67,7 @@ def read_unet(folder: Path) -> UNet2DModel:
     config = UNet2DConfig.from_dict(read_mapping(folder / CONFIG))
     model = UNet2DModel(config)
     weights = _read_weights(_weights_file(folder))
-    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    expected = {name: value.shape for name, value in _parameters(model).items()}
     missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or extra:
         raise DataError(
@@ -123,6 +123,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
+def _parameters(model: UNet2DModel) -> dict[str, mx.array]:
+    flat: Any = tree_flatten(model.parameters())
+    return dict(flat)
+
+
 def _to_disk(value: mx.array) -> np.ndarray:
     """Torch's layout, contiguous; numpy knows no bfloat16, so that becomes float32."""
     if value.dtype == mx.bfloat16:
@@ -157,7 +162,8 @@ def _read_weights(path: Path) -> dict[str, mx.array]:
     if wrong:
         raise DataError(f"{path} must hold {', '.join(DTYPES)} only, got {_listed(wrong)}; convert it to float32")
     weights = {}
-    for name, value in mx.load(str(path)).items():
+    arrays: Any = mx.load(str(path))
+    for name, value in arrays.items():
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
         value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value

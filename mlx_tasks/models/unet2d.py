@@ -115,10 +115,9 @@ class UNet2DModel(nn.Module):
         if conditional != (class_labels is not None):
             needs = "needs class_labels" if conditional else "takes no class_labels"
             raise ValueError(f"this network {needs}: num_class_embeds is {config.num_class_embeds}")
-        if config.class_embed_type == "timestep":
-            emb = emb + self.class_embedding(self.time_proj(class_labels).astype(dtype))
-        elif config.class_embed_type == "identity":
-            emb = emb + class_labels.astype(dtype)
-        elif conditional:
-            emb = emb + self.class_embedding(class_labels)
+        if class_labels is not None:
+            if config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels).astype(dtype)
+            identity = config.class_embed_type == "identity"
+            emb = emb + (class_labels.astype(dtype) if identity else self.class_embedding(class_labels))
         return ACTIVATIONS[config.act_fn.lower()](emb)

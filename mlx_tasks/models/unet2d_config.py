@@ -88,7 +88,10 @@ class UNet2DConfig:
         unknown = sorted(set(given) - known)
         if unknown:
             raise DataError(f"config.json has keys that UNet2DModel does not know: {', '.join(unknown)}; remove them")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        typed: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
+        }
+        return cls(**typed)
 
     def to_dict(self) -> dict[str, Any]:
         """Every key as plain JSON values, as diffusers writes its config.json (lists, not tuples)."""
