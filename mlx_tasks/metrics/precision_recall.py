@@ -28,9 +28,9 @@ def precision_recall(
     if not 1 <= neighbours < min(len(generated), len(real)):
         raise ValueError(f"neighbours must be in [1, rows - 1], got {neighbours} for {len(generated)} and {len(real)}")
     across = _distances(generated, real)
-    precise = (across <= _radii(real, neighbours)[None, :]).any(axis=1)
-    recalled = (across <= _radii(generated, neighbours)[:, None]).any(axis=0)
-    return share(precise, confidence), share(recalled, confidence)
+    precise = np.asarray(across <= _radii(real, neighbours)[None, :])
+    recalled = np.asarray(across <= _radii(generated, neighbours)[:, None])
+    return share(np.any(precise, axis=1), confidence), share(np.any(recalled, axis=0), confidence)
 
 
 def _radii(x: np.ndarray, neighbours: int) -> np.ndarray:

@@ -31,6 +31,11 @@ GRID_NAMES = {
 """What grids are called; tuned: with end points found by plain search."""
 
 
+def grid_name(grid: str) -> str:
+    """What people call a grid."""
+    return GRID_NAMES.get(grid, grid)
+
+
 @dataclass(frozen=True)
 class Series:
     """Points that belong together.
@@ -120,10 +125,10 @@ def pareto_chart(trials: Sequence[dict[str, Any]], front: Sequence[int], chosen:
     parts = [frame(x, y, "latency of one evaluation of a batch (ms)", "distance to the teacher's v (RMS)")]
     best = sorted((t for t in trials if t["number"] in front), key=lambda t: t["latency_ms"])
     steps: list[tuple[float, float]] = []
-    for one, following in pairwise([*best, None]):
+    for one, following in pairwise(best):
         steps.append((x(one["latency_ms"]), y(one["error"])))
-        if following is not None:
-            steps.append((x(following["latency_ms"]), y(one["error"])))
+        steps.append((x(following["latency_ms"]), y(one["error"])))
+    steps.extend((x(one["latency_ms"]), y(one["error"])) for one in best[-1:])
     parts.append(polyline(steps, "front"))
     for t in sorted(trials, key=lambda t: -t["peak_memory_mb"]):
         place = x(t["latency_ms"]), y(t["error"])
@@ -156,7 +161,7 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
     for place, row in enumerate(rows):
         y = top + 26 * place + 13
         class_, role = ("c1", "role-winner") if row["kept"] else ("c0", "")
-        parts.append(label(left - 10, y + 4, GRID_NAMES.get(row["grid"], row["grid"]), f"name {role}", "end"))
+        parts.append(label(left - 10, y + 4, grid_name(row["grid"]), f"name {role}", "end"))
         parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="axis"))
         parts.extend(
             mark("diamond" if row["kept"] else "circle", x(v), y, class_, f"log SNR {number(v)}", 4.2)

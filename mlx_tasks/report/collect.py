@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_tasks.catalog import STAGES
 from mlx_tasks.files import read_json
-from mlx_tasks.report.charts import GRID_NAMES, REFERENCE_NAMES
+from mlx_tasks.report.charts import REFERENCE_NAMES, grid_name
 
 SOURCES = {
     "scores": ("work/scores/scores.json", "evaluate"),
@@ -132,7 +132,7 @@ def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:
 def _schedule_verdict(budgets: Sequence[dict[str, Any]]) -> str:
     """Where PPO's grids are kept, and what is where they are not, in one sentence."""
     won = [str(budget["nfe"]) for budget in budgets if budget["kept"] == "ppo"]
-    lost = [f"{GRID_NAMES.get(b['kept'], b['kept'])} at {b['nfe']}" for b in budgets if b["kept"] != "ppo"]
+    lost = [f"{grid_name(b['kept'])} at {b['nfe']}" for b in budgets if b["kept"] != "ppo"]
     if not won:
         return f"PPO's step grids did not beat the best other ones; kept instead: {'; '.join(lost)} evaluations."
     return f"PPO's step grid is kept at {', '.join(won)} evaluations" + (

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from mlx_tasks.report import charts
-from mlx_tasks.report.charts import GRID_NAMES, REFERENCE_NAMES, Series
+from mlx_tasks.report.charts import REFERENCE_NAMES, Series, grid_name
 from mlx_tasks.report.glossary import GLOSSARY
 from mlx_tasks.report.svg import number
 
@@ -44,7 +44,7 @@ def render(report: dict[str, Any], pictures: Path) -> str:
         picture=lambda name: _data_uri(pictures / f"{name}.png"),
         glossary=GLOSSARY,
         reference_names=REFERENCE_NAMES,
-        grid_names=GRID_NAMES,
+        grid_name=grid_name,
     )
 
 
@@ -127,7 +127,7 @@ def _quality_charts(report: dict[str, Any]) -> list[dict[str, Any]]:
     grids = list(dict.fromkeys(row["grid"] for row in rows if row["kind"] == "searched"))
     right = [
         Series(
-            f"searched, {GRID_NAMES.get(grid, grid)}",
+            f"searched, {grid_name(grid)}",
             shape,
             class_,
             tuple(_point(r) for r in rows if r["kind"] == "searched" and r["grid"] == grid),
