@@ -156,7 +156,7 @@ def test_without_a_server_everything_but_the_registration_is_there(registered_lo
     assert verdict["passed"] and verdict["registered"] is None and not verdict["promoted"]
     assert verdict["note"].startswith("not registered: no tracking server")
     figures = json.loads((registered_locally / "work" / "metrics" / "register.json").read_text())
-    assert figures == {"passed": True, "promoted": False, "version": None}
+    assert figures == {"passed": True, "promoted": False}
 
 
 def test_the_bundle_samples_with_the_grid_that_won(registered_locally):

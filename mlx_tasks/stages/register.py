@@ -175,8 +175,8 @@ def _tell(
         "note": note,
     }
     write_json(out / "verdict.json", told)
-    version = int(registered["version"]) if registered else None
-    figures = {"passed": verdict.passed, "promoted": promoted, "version": version}
+    named = {"model": registered["name"], "version": int(registered["version"])} if registered else {}
+    figures = {"passed": verdict.passed, "promoted": promoted} | named
     write_json(context.work / "metrics" / "register.json", figures)
     context.tracker.metrics({"gate/passed": float(verdict.passed), "gate/promoted": float(promoted)}, 0)
     context.tracker.tags({"winner": winner.name, "gate": "passed" if verdict.passed else "refused"})

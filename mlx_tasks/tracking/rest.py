@@ -11,6 +11,7 @@ import math
 import mimetypes
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -137,7 +138,7 @@ class MlflowRest:
     def log_batch(
         self,
         run_id: str,
-        metrics: list[tuple[str, float | str, int, int]] = (),  # type: ignore[assignment]
+        metrics: Sequence[tuple[str, float | str, int, int]] = (),
         params: dict[str, str] | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:

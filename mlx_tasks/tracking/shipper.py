@@ -101,14 +101,18 @@ def _ship(rest: MlflowRest, journal: Journal, state: dict[str, Any], entries: li
 def _ship_values(rest: MlflowRest, run_id: str, kind: str, values: dict[str, str]) -> None:
     """Params and tags by the hundred; where the server refuses a hundred, one by one, so that one costs only itself."""
     items = list(values.items())
+
+    def send(part: dict[str, str]) -> None:
+        rest.log_batch(run_id, params=part if kind == "params" else None, tags=part if kind == "tags" else None)
+
     for start in range(0, len(items), VALUES_A_BATCH):
         part = items[start : start + VALUES_A_BATCH]
         try:
-            rest.log_batch(run_id, **{kind: dict(part)})
+            send(dict(part))
         except MlflowRefused:
             for key, value in part:
                 try:
-                    rest.log_batch(run_id, **{kind: {key: value}})
+                    send({key: value})
                 except MlflowRefused as error:
                     logger.warning("record=%s key=%s skipped=true reason='%s'", kind, key, error)
 
