@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -215,7 +216,8 @@ def failure(code: int, message: str, command: str) -> AirflowException:
     """
     by_signal = -code if code < 0 else code - 128
     if by_signal > 0:
-        return AirflowException(f"{command} was killed by signal {by_signal}; a retry goes on from the checkpoint")
+        why = message or f"{command} was killed by signal {by_signal}"
+        return AirflowException(f"{why} (signal {by_signal}); a retry goes on from the checkpoint")
     kind = ExitCode(code) if code in set(ExitCode) else ExitCode.UNKNOWN
     text = f"{kind.name} (exit code {code}): {message}"
     return AirflowException(text) if kind in RETRYABLE else AirflowFailException(text)
@@ -224,6 +226,14 @@ def failure(code: int, message: str, command: str) -> AirflowException:
 def _child_environment() -> dict[str, str]:
     """The child speaks events, and ends when this task's process does, or the supervisor that Airflow gave it."""
     parents = [identity()]
-    if os.getpgrp() == os.getpid():  # only a supervisor makes a task the leader of a group
+    # A supervisor makes its task the leader of a group, and so does a shell, which `nohup` asks to outlive.
+    if os.getpgrp() == os.getpid() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         parents.append(identity(os.getppid()))
-    return {**os.environ, EVENTS_VARIABLE: "1", PARENT_VARIABLE: ",".join(parents), "PYTHONUNBUFFERED": "1"}
+    repository = {"ADO_REPOSITORY": str(Path(__file__).resolve().parent.parent)}
+    return {
+        **repository,
+        **os.environ,
+        EVENTS_VARIABLE: "1",
+        PARENT_VARIABLE: ",".join(parents),
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -20,6 +20,7 @@ from mlx_tasks.errors import BusyError, CheckpointError, DataError, DivergedErro
 from mlx_tasks.events import format_event, parse_event
 from mlx_tasks.failures import classify
 from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, identity
+from mlx_tasks.workspace import memory
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,16 @@ def test_a_lock_that_is_not_waited_for_names_its_holder(tmp_path):
             assert "you" in locks.holder_of(path)
     with locks.held(path, "you", what="the thing", wait_s=0):
         pass
+
+
+def test_the_kernels_and_mlxs_own_ways_to_run_out_of_memory_count_and_a_plain_kill_does_not():
+    kills = memory.oom_kills()
+    assert memory.memory_ran_out(ExitCode.OUT_OF_MEMORY, kills)
+    assert memory.memory_ran_out(128 + signal.SIGSEGV, kills)
+    assert not memory.memory_ran_out(128 + signal.SIGKILL, kills)
+    assert not memory.memory_ran_out(ExitCode.UNKNOWN, kills)
+    if sys.platform == "linux":
+        assert memory.memory_ran_out(128 + signal.SIGKILL, kills - 1)
 
 
 def test_events_survive_the_way_and_other_lines_are_no_events():
