@@ -39,7 +39,7 @@ def history(rest: MlflowRest, run_id: str, name: str) -> list[tuple[int, float]]
     found, token = [], None
     while True:
         query = {"run_id": run_id, "metric_key": name, "max_results": 20000}
-        answer = rest._call("GET", "metrics/get-history", query | ({"page_token": token} if token else {}))
+        answer = rest.call("GET", "metrics/get-history", query | ({"page_token": token} if token else {}))
         found += [(int(m.get("step", 0)), float(m["value"])) for m in answer.get("metrics", [])]
         token = answer.get("next_page_token")
         if not token:
@@ -301,7 +301,7 @@ def test_a_run_deleted_at_the_server_is_made_again_with_all_its_records(tracked,
         tracker.metrics({"train/loss": 1.0}, 0)
         raise KeyboardInterrupt
     rest = MlflowRest(tracked.uri)
-    rest._call("POST", "runs/delete", {"run_id": tracker.run_id})
+    rest.call("POST", "runs/delete", {"run_id": tracker.run_id})
     with open_tracker(tmp_path, "train", CONFIG) as again:
         again.metrics({"train/loss": 0.5}, 1)
     assert again.run_id != tracker.run_id

@@ -1,6 +1,6 @@
 """The model registry: log a bundle as an MLflow model without pickles, make a version of it once, name it by aliases.
 
-MLflow is imported inside the functions: it takes seconds, and only the register stage and the server need it.
+MLflow itself is imported by `Registry.register` alone: it takes seconds and 250 MB, and a server needs none of it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_tasks.errors import DataError, UnavailableError
-from mlx_tasks.tracking.rest import MlflowRest
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from mlx_tasks.tracking.rest import MlflowRefused, MlflowRest
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class Version:
     version: str
     run_id: str | None
     tags: dict[str, str]
-    created: bool = False
+    model_id: str | None = None
 
     @property
     def uri(self) -> str:
@@ -73,73 +70,60 @@ class Version:
 
 
 class Registry:
-    """A server's model registry.  Every call raises UnavailableError where the server does not answer."""
+    """A server's model registry.  Every call raises UnavailableError where the server does not answer.
+
+    It speaks MLflow's REST API; only to make a new logged model it imports MLflow.
+    """
 
     def __init__(self, uri: str) -> None:
-        rest = MlflowRest(uri)
-        with contextlib.closing(rest):
-            rest.wait_until_healthy(10.0)
-        self.uri = rest.uri
-        # MLflow's own default is seven tries over minutes; whoever runs the stage tries again anyway.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        import mlflow
-
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        self._client: MlflowClient = mlflow.MlflowClient(self.uri, self.uri)
+        self._rest = MlflowRest(uri)
+        self._rest.wait_until_healthy(10.0)
+        self.uri = self._rest.uri
 
     def register(self, name: str, key: str, bundle: Path, run_id: str, tags: Mapping[str, str]) -> Version:
         """The version of this bundle, made if none has this key: a retry after a crash at any point finds its own.
 
         The key is a tag of the logged model and of the version, each written in one transaction with what it names.
         """
-        with self._answering():
-            self._ensure_model(name)
-            found = self.by_key(name, key)
-            if found:
-                return found
-            source = self._logged(run_id, key) or self._log(bundle, run_id, key)
-            made = self._client.create_model_version(
-                name, f"models:/{source}", run_id, tags={**tags, KEY_TAG: key}, model_id=source
-            )
-            logger.info("model=%s version=%s run=%s", name, made.version, run_id)
-            return Version(name, str(made.version), run_id, {**tags, KEY_TAG: key}, created=True)
+        self._ensure_model(name)
+        found = self.by_key(name, key)
+        if found:
+            return found
+        model_id = self._logged(run_id, key) or self._log(bundle, run_id, key)
+        made = self._create_version(name, model_id, run_id, {**tags, KEY_TAG: key})
+        logger.info("model=%s version=%s run=%s", name, made.version, run_id)
+        return made
+
+    def versions(self, name: str, key: str | None = None) -> list[Version]:
+        """Every version of a model, or those with this key."""
+        matching = f"name = '{name}'" + (f" and tags.`{KEY_TAG}` = '{key}'" if key else "")
+        answer = self._rest.call("GET", "model-versions/search", {"filter": matching, "max_results": 1000})
+        return [_version(found) for found in answer.get("model_versions", [])]
 
     def by_key(self, name: str, key: str) -> Version | None:
         """The version with this key."""
-        with self._answering():
-            found = self._client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{key}'")
-        return _version(found[0]) if found else None
+        return next(iter(self.versions(name, key)), None)
 
     def by_alias(self, name: str, alias: str) -> Version | None:
         """The version an alias names, or None where there is no such model or alias."""
-        from mlflow.exceptions import MlflowException
-
-        with self._answering():
-            try:
-                return _version(self._client.get_model_version_by_alias(name, alias))
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
+        try:
+            answer = self._rest.call("GET", "registered-models/alias", {"name": name, "alias": alias})
+        except MlflowRefused as refused:
+            if refused.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return _version(answer["model_version"])
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias name a version."""
-        with self._answering():
-            self._client.set_registered_model_alias(name, alias, version)
+        self._rest.call("POST", "registered-models/alias", {"name": name, "alias": alias, "version": version})
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Let an alias name nothing."""
-        with self._answering():
-            self._client.delete_registered_model_alias(name, alias)
+        self._rest.call("DELETE", "registered-models/alias", {"name": name, "alias": alias})
 
     def resolve(self, reference: str) -> Version:
         """The version of NAME@ALIAS or NAME/VERSION.  Raises: DataError where there is none."""
-        from mlflow.exceptions import MlflowException
-
         name, at, alias = reference.partition("@")
         if at:
             found = self.by_alias(name, alias)
@@ -149,43 +133,64 @@ class Registry:
         name, slash, number = reference.partition("/")
         if not slash:
             raise DataError(f"a model is named NAME@ALIAS or NAME/VERSION, got {reference!r}")
-        with self._answering():
-            try:
-                return _version(self._client.get_model_version(name, number))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    raise DataError(f"no version {number!r} of model {name!r} at {self.uri}") from None
-                raise
+        try:
+            return _version(
+                self._rest.call("GET", "model-versions/get", {"name": name, "version": number})["model_version"]
+            )
+        except MlflowRefused as refused:
+            if refused.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise DataError(f"no version {number!r} of model {name!r} at {self.uri}") from None
+            raise
 
     def download(self, version: Version, folder: Path) -> Path:
-        """The version's bundle, brought to a folder under `folder`."""
-        from mlflow.artifacts import download_artifacts
-
-        with self._answering():
-            local = Path(download_artifacts(artifact_uri=version.uri, dst_path=str(folder), tracking_uri=self.uri))
-        bundles = [path.parent for path in local.rglob("sampler.json")]
+        """The version's bundle, brought to a folder under `folder`.  Raises: DataError where it holds none."""
+        if version.model_id is None:
+            raise DataError(f"{version.uri} names no logged model: was it registered by this chain?")
+        info = self._rest.call("GET", f"logged-models/{version.model_id}", {})["model"]["info"]
+        self._rest.get_artifacts(info["artifact_uri"], folder)
+        bundles = [path.parent for path in folder.rglob("sampler.json")]
         if len(bundles) != 1:
             raise DataError(
                 f"{version.uri} holds {len(bundles)} bundles, expected one: was it registered by this chain?"
             )
         return bundles[0]
 
-    def _ensure_model(self, name: str) -> None:
-        from mlflow.exceptions import MlflowException
+    def logged_models(self, run_id: str, key: str | None = None) -> list[str]:
+        """Ids of the models that a run has logged whole, or of those with this key."""
+        experiment = self._rest.run(run_id)["info"]["experiment_id"]
+        matching = f"source_run_id = '{run_id}'" + (f" and tags.`{KEY_TAG}` = '{key}'" if key else "")
+        body = {"experiment_ids": [experiment], "filter": matching}
+        models = self._rest.call("POST", "logged-models/search", body).get("models", [])
+        return [model["info"]["model_id"] for model in models if str(model["info"]["status"]).endswith("READY")]
 
+    def _ensure_model(self, name: str) -> None:
+        body = {"name": name, "description": "Diffusion samplers made by optimize_diffusion."}
         try:
-            self._client.create_registered_model(name, description="Diffusion samplers made by optimize_diffusion.")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            self._rest.call("POST", "registered-models/create", body)
+        except MlflowRefused as refused:
+            if refused.code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
     def _logged(self, run_id: str, key: str) -> str | None:
         """The id of a model that an attempt before this one logged whole."""
-        experiment = self._client.get_run(run_id).info.experiment_id
-        found = self._client.search_logged_models([experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'")
-        return next((model.model_id for model in found if str(model.status).upper().endswith("READY")), None)
+        return next(iter(self.logged_models(run_id, key)), None)
+
+    def _create_version(self, name: str, model_id: str, run_id: str, tags: dict[str, str]) -> Version:
+        body = {
+            "name": name,
+            "source": f"models:/{model_id}",
+            "run_id": run_id,
+            "model_id": model_id,
+            "tags": [{"key": tag, "value": value} for tag, value in tags.items()],
+        }
+        return _version(self._rest.call("POST", "model-versions/create", body)["model_version"])
 
     def _log(self, bundle: Path, run_id: str, key: str) -> str:
+        """The id of a fresh logged model."""
+        # MLflow's own default is seven tries over minutes; whoever runs the stage tries again anyway.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         import mlflow.pyfunc
         import pandas as pd
         from mlflow.models import Model, ModelSignature
@@ -194,9 +199,11 @@ class Registry:
         signature = ModelSignature(
             Schema([ColSpec("long", "class_label"), ColSpec("long", "seed")]), Schema([ColSpec("binary", "png")])
         )
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
         # Without an active run MLflow puts the model into the process's experiment, whatever the run's is.
-        mlflow.set_experiment(experiment_id=self._client.get_run(run_id).info.experiment_id)
-        with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_experiment(experiment_id=self._rest.run(run_id)["info"]["experiment_id"])
+        with self._answering(), tempfile.TemporaryDirectory() as folder:
             logged = Model.log(
                 None,
                 mlflow.pyfunc,
@@ -258,5 +265,9 @@ def _own_code(folder: Path) -> Path:
     return copy
 
 
-def _version(found: Any) -> Version:
-    return Version(found.name, str(found.version), found.run_id or None, dict(found.tags or {}))
+def _version(found: dict[str, Any]) -> Version:
+    """A version from MLflow's JSON."""
+    source = str(found.get("source", ""))
+    model_id = found.get("model_id") or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
+    tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+    return Version(found["name"], str(found["version"]), found.get("run_id") or None, tags, model_id)

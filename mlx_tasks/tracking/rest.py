@@ -83,16 +83,16 @@ class MlflowRest:
     def experiment(self, name: str) -> str:
         """The id of the experiment `name`, made if there is none."""
         try:
-            found = self._call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+            found = self.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
         except MlflowRefused as refused:
             if refused.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             try:
-                return self._call("POST", "experiments/create", {"name": name})["experiment_id"]
+                return self.call("POST", "experiments/create", {"name": name})["experiment_id"]
             except MlflowRefused as second:  # another stage made it between the two calls
                 if second.code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self._call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+                found = self.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
         if found.get("lifecycle_stage") == "deleted":
             raise DataError(
                 f"MLflow's experiment {name!r} is deleted: restore it, or set {EXPERIMENT_VARIABLE} to another name"
@@ -107,11 +107,11 @@ class MlflowRest:
             "start_time": start_ms or now_ms(),
             "tags": [{"key": key, "value": str(value)[:8000]} for key, value in tags.items()],
         }
-        return self._call("POST", "runs/create", body)["run"]["info"]["run_id"]
+        return self.call("POST", "runs/create", body)["run"]["info"]["run_id"]
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as MLflow tells it: {"info": ..., "data": ...}."""
-        return self._call("GET", "runs/get", {"run_id": run_id})["run"]
+        return self.call("GET", "runs/get", {"run_id": run_id})["run"]
 
     def run_is_active(self, run_id: str) -> bool:
         """Whether the run exists and is not deleted."""
@@ -125,7 +125,7 @@ class MlflowRest:
     def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
         """The id of the newest run whose tag has this value."""
         body = {"experiment_ids": [experiment_id], "filter": f"tags.`{tag}` = '{value}'", "max_results": 1}
-        runs = self._call("POST", "runs/search", body).get("runs", [])
+        runs = self.call("POST", "runs/search", body).get("runs", [])
         return runs[0]["info"]["run_id"] if runs else None
 
     def update_run(self, run_id: str, status: str, end_ms: int | None = None) -> None:
@@ -133,7 +133,7 @@ class MlflowRest:
         body: dict[str, Any] = {"run_id": run_id, "status": status}
         if end_ms is not None:
             body["end_time"] = end_ms
-        self._call("POST", "runs/update", body)
+        self.call("POST", "runs/update", body)
 
     def log_batch(
         self,
@@ -155,26 +155,47 @@ class MlflowRest:
             "params": [{"key": key[:250], "value": value[:6000]} for key, value in (params or {}).items()],
             "tags": [{"key": key[:250], "value": value[:8000]} for key, value in (tags or {}).items()],
         }
-        self._call("POST", "runs/log-batch", body)
+        self.call("POST", "runs/log-batch", body)
 
     def put_artifact(self, artifact_uri: str, name: str, path: Path) -> None:
         """Store a file under a run's artifacts.  `artifact_uri`: the run's own; `name`: where under it, with `/`."""
+        url = f"{self._artifacts}/{quote(f'{self._inside(artifact_uri)}/{name}')}"
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        with path.open("rb") as file:
+            self._send("PUT", url, content=file, headers={"Content-Type": kind})
+
+    def get_artifacts(self, artifact_uri: str, folder: Path) -> None:
+        """Bring every file under an artifact address to `folder`.  Raises: DataError for a name that leaves it."""
+        inside = self._inside(artifact_uri)
+        waiting = [""]
+        while waiting:
+            place = waiting.pop()
+            listed = self._send("GET", self._artifacts, params={"path": f"{inside}/{place}".rstrip("/")}).json()
+            for found in listed.get("files", []):
+                name = f"{place}/{found['path']}".lstrip("/")
+                target = folder / name
+                if not target.resolve().is_relative_to(folder.resolve()):
+                    raise DataError(f"MLflow at {self.uri} lists the artifact {name!r}, outside its folder")
+                if found.get("is_dir"):
+                    waiting.append(name)
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(self._send("GET", f"{self._artifacts}/{quote(f'{inside}/{name}')}").content)
+
+    @property
+    def _artifacts(self) -> str:
+        return f"{self.uri}/api/2.0/mlflow-artifacts/artifacts"
+
+    def _inside(self, artifact_uri: str) -> str:
         if not artifact_uri.startswith("mlflow-artifacts:"):
             raise DataError(
                 f"MLflow at {self.uri} keeps artifacts at {artifact_uri}, outside its proxy: "
                 "start it with --serve-artifacts"
             )
-        inside = urlsplit(artifact_uri).path.strip("/")
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        with path.open("rb") as file:
-            self._send(
-                "PUT",
-                f"{self.uri}/api/2.0/mlflow-artifacts/artifacts/{quote(f'{inside}/{name}')}",
-                content=file,
-                headers={"Content-Type": kind},
-            )
+        return urlsplit(artifact_uri).path.strip("/")
 
-    def _call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer of one route under /api/2.0/mlflow/."""
         url = f"{self.uri}/api/2.0/mlflow/{path}"
         return self._send(method, url, **({"params": body} if method == "GET" else {"json": body})).json()
 
