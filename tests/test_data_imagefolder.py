@@ -10,7 +10,8 @@ import yaml
 from sklearn.datasets import load_digits
 
 from mlx_tasks.data.imagefolder import read_folder
-from mlx_tasks.data.reasons import Refusal
+from mlx_tasks.data.manifest import COLUMNS
+from mlx_tasks.data.reasons import REASONS, Refusal
 from mlx_tasks.data.sources import Candidate, read_card, read_source
 from mlx_tasks.data.text import clean_caption, clean_label
 from mlx_tasks.errors import DataError
@@ -227,3 +228,11 @@ def test_a_card_that_disagrees_with_its_loader_is_refused(repository, tmp_path):
         (tmp_path / "card.yaml").write_text(yaml.safe_dump(card | {key: value}))
         with pytest.raises(DataError, match=message):
             read_card(tmp_path / "card.yaml", 0)
+
+
+def test_the_docs_explain_every_reason_and_column(repository):
+    text = (repository / "docs" / "data.md").read_text(encoding="utf-8")
+    for reason, meaning in REASONS.items():
+        assert f"| `{reason}` | {meaning} |" in text
+    for column in COLUMNS:
+        assert f"`{column}`" in text

@@ -11,8 +11,8 @@ import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -87,7 +87,7 @@ def decode_array(pixels: np.ndarray, rules: Rules) -> Decoded:
     return Decoded(image, image.mode, pixels.nbytes, digest, digest, "")
 
 
-def _decode(file: BinaryIO, rules: Rules) -> Decoded:
+def _decode(file: BufferedReader, rules: Rules) -> Decoded:
     header = file.read(24)
     _open(file, rules, header)  # the header's numbers alone: no pixel is decoded yet
     file.seek(0)
@@ -112,7 +112,7 @@ def _decode(file: BinaryIO, rules: Rules) -> Decoded:
     return Decoded(image, mode, size_bytes, digest, _pixel_digest(image), "; ".join(step for step in steps if step))
 
 
-def _open(file: BinaryIO, rules: Rules, header: bytes) -> ImageFile.ImageFile:
+def _open(file: BufferedReader, rules: Rules, header: bytes) -> ImageFile.ImageFile:
     """The image with its header read and checked."""
     file.seek(0)
     try:
@@ -146,7 +146,7 @@ def _check_header(image: Image.Image, rules: Rules) -> None:
         raise Refusal("bad_aspect", detail, width, height)
 
 
-def _verify(file: BinaryIO, rules: Rules, header: bytes) -> None:
+def _verify(file: BufferedReader, rules: Rules, header: bytes) -> None:
     """Check the file's own checksums; Pillow's verify leaves the image unusable, so it gets one of its own."""
     image = _open(file, rules, header)
     try:
@@ -198,7 +198,7 @@ def _grey_if_grey(image: Image.Image) -> Image.Image:
 
 def _pixel_digest(image: Image.Image) -> str:
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
-    digest.update(np.ascontiguousarray(np.asarray(image)))
+    digest.update(np.ascontiguousarray(np.asarray(image)).data)
     return digest.hexdigest()
 
 

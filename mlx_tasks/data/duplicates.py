@@ -35,7 +35,7 @@ def duplicate_groups(pixel_digests: list[str], looks: list[Look | None], distanc
         shapes = np.stack([one.shape for one in chosen])
         for left, right in near_pairs(words, distance):
             cosine = np.einsum("nd,nd->n", shapes[left].astype(np.float32), shapes[right].astype(np.float32))
-            alike = cosine >= MIN_COSINE
+            alike = np.flatnonzero(cosine >= MIN_COSINE)
             sets.join(compared[left[alike]], compared[right[alike]])
     roots = sets.roots()
     _, first, inverse = np.unique(roots, return_index=True, return_inverse=True)
@@ -55,7 +55,7 @@ def near_pairs(words: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, n
     # A bit that all share tells nothing apart; the others are dealt out so that each stretch gets its share of the
     # telling ones, or images alike in one region of the hash would all meet in one bucket.
     telling = np.argsort(np.abs(bits.mean(axis=0) - 0.5), kind="stable")
-    telling = telling[bits.any(axis=0)[telling] & ~bits.all(axis=0)[telling]]
+    telling = telling[(bits.min(axis=0) != bits.max(axis=0))[telling]]
     for stretch in range(distance + 1):
         dealt = telling[stretch :: distance + 1]
         keys = np.packbits(bits[:, dealt], axis=1) if len(dealt) else np.zeros((len(bits), 1), np.uint8)

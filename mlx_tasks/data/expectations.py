@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mlx_tasks.files import read_json
 
 if TYPE_CHECKING:
@@ -45,14 +47,15 @@ def with_derived(accepted: pd.DataFrame) -> pd.DataFrame:
     group, and the exact pixels, occur; class_in_train: 1 where the row's class has an image in train.
     """
     sides = accepted[["width", "height"]]
-    learned = set(accepted.loc[accepted["split"] == "train", "class_index"])
+    classes = accepted["class_index"].to_numpy()
+    learned = np.unique(classes[accepted["split"].to_numpy() == "train"])
     return accepted.assign(
         shorter_side=sides.min(axis=1),
         pixels=sides.prod(axis=1),
         aspect_ratio=sides.max(axis=1) / sides.min(axis=1),
         splits_of_group=accepted.groupby("duplicate_group")["split"].transform("nunique"),
         splits_of_pixels=accepted.groupby("pixels_sha256")["split"].transform("nunique"),
-        class_in_train=accepted["class_index"].isin(learned).astype("int64"),
+        class_in_train=np.isin(classes, learned).astype(np.int64),
     )
 
 
@@ -67,6 +70,7 @@ def check_manifest(
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import: Great Expectations phones home by default
     import great_expectations as gx
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -87,7 +91,7 @@ def check_manifest(
             gx.Checkpoint(
                 name="manifest",
                 validation_definitions=[definition],
-                actions=[gx.checkpoint.UpdateDataDocsAction(name="docs")],
+                actions=[UpdateDataDocsAction(name="docs")],
                 result_format="SUMMARY",
             )
         )

@@ -30,7 +30,7 @@ _AHEAD = 16
 """Chunks in flight: enough to keep the processes busy, few enough that large squares do not pile up."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inspected:
     """What looking at one candidate gave.
 

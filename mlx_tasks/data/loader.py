@@ -52,10 +52,11 @@ def load_split(dataset_folder: Path, resolution: int, split: str) -> ImageSet:
         raise DataError(f"{dataset_folder} has no images of side {resolution}, only {there}: run the validate stage")
     columns = ["index", "class_index", "caption", "split"]
     manifest = pd.read_parquet(dataset_folder / "manifest.parquet", columns=columns)
-    accepted = int((manifest["index"] >= 0).sum())
-    rows = manifest[manifest["split"] == split].sort_values("index")
+    accepted = int(np.count_nonzero(manifest["index"].to_numpy() >= 0))
+    rows = manifest.loc[manifest["split"].to_numpy() == split].sort_values(by="index")
+    indices = rows["index"].to_list()
+    first, last = (indices[0], indices[-1]) if indices else (0, -1)
     arrays = np.load(path, mmap_mode="r", allow_pickle=False)
-    first, last = (int(rows["index"].iloc[0]), int(rows["index"].iloc[-1])) if len(rows) else (0, -1)
     if len(arrays) != accepted or last - first + 1 != len(rows):
         raise DataError(
             f"{path} holds {len(arrays)} images and the manifest {accepted}, {len(rows)} of them {split} "

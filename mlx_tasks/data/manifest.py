@@ -113,10 +113,15 @@ def build_manifest(
     return frame, assignment, np.array(accepted, np.int64)[order]
 
 
+def accepted_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The manifest without the refused images."""
+    return frame.loc[frame["index"].to_numpy() >= 0]
+
+
 def fingerprint(frame: pd.DataFrame) -> str:
     """SHA-256 of what the accepted images are (pixels, label, caption, split), whatever their names and order."""
     digest = hashlib.sha256()
-    accepted = frame[frame["index"] >= 0]
+    accepted = accepted_rows(frame)
     columns = [accepted[name] for name in ("pixels_sha256", "label", "caption", "split")]
     for line in sorted("\t".join(_text(value) for value in row) for row in zip(*columns, strict=True)):
         digest.update(line.encode() + b"\n")

@@ -109,8 +109,8 @@ def digits_to_uint8(values: np.ndarray) -> np.ndarray:
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    return digits_to_uint8(digits.images), digits.target
+    values, targets = load_digits(return_X_y=True)
+    return digits_to_uint8(np.asarray(values).reshape(-1, 8, 8)), np.asarray(targets)
 
 
 LOADERS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"sklearn.datasets.load_digits": _load_digits}

@@ -9,7 +9,7 @@ import numpy as np
 from mlx_tasks.config import Config
 from mlx_tasks.data.expectations import Checked
 from mlx_tasks.data.loader import SPLITS
-from mlx_tasks.data.manifest import count_by, fingerprint
+from mlx_tasks.data.manifest import accepted_rows, count_by, fingerprint
 from mlx_tasks.data.sources import Source
 
 if TYPE_CHECKING:
@@ -27,10 +27,13 @@ def build_summary(
     images: np.ndarray,
 ) -> dict[str, Any]:
     """The summary.  frame: the manifest; moved: near duplicates that changed split; images: (N, R, R, C) uint8."""
-    accepted = frame[frame["index"] >= 0]
-    refused = frame[frame["index"] < 0]
-    group_sizes = accepted["duplicate_group"].value_counts()
-    shorter = accepted[["width", "height"]].min(axis=1)
+    accepted = accepted_rows(frame)
+    refused = frame.loc[frame["index"].to_numpy() < 0]
+    splits = np.array(accepted["split"].to_list())
+    classes = accepted["class_index"].to_numpy()
+    _, group_sizes = np.unique(accepted["duplicate_group"].to_numpy(), return_counts=True)
+    shared = group_sizes[group_sizes > 1]
+    shorter = accepted[["width", "height"]].to_numpy().min(axis=1)
     converted = (step for text in accepted["converted"] if text for step in text.split("; "))
     return {
         "name": source.name,
@@ -42,23 +45,23 @@ def build_summary(
         "accepted": len(accepted),
         "refused": len(refused),
         "reasons": count_by(refused["reason"]),
-        "splits": {split: int((accepted["split"] == split).sum()) for split in SPLITS},
-        "classes": {name: _by_split(accepted[accepted["class_index"] == c]) for c, name in enumerate(names)},
+        "splits": _by_split(splits),
+        "classes": {name: _by_split(splits[classes == c]) for c, name in enumerate(names)},
         "labelled": bool(names),
-        "captioned": bool((accepted["caption"] != "").all()),
+        "captioned": all(accepted["caption"]),
         "channels": channels,
         "resolutions": list(config.train.resolutions),
-        "upscaled": {str(side): int((shorter < side).sum()) for side in config.train.resolutions},
+        "upscaled": {str(side): int(np.count_nonzero(shorter < side)) for side in config.train.resolutions},
         "modes": count_by(accepted["mode"]),
         "converted": count_by(converted),
-        "bytes": int(accepted["bytes"].sum()),
+        "bytes": int(accepted["bytes"].to_numpy().sum()),
         "shorter_side": _spread(shorter),
-        "brightness": _spread(accepted["brightness"]),
-        "sharpness": _spread(accepted["sharpness"]),
+        "brightness": _spread(accepted["brightness"].to_numpy()),
+        "sharpness": _spread(accepted["sharpness"].to_numpy()),
         "near_duplicates": {
             "distance": config.data.duplicate_distance,
-            "groups": int((group_sizes > 1).sum()),
-            "images": int(group_sizes[group_sizes > 1].sum()),
+            "groups": len(shared),
+            "images": int(shared.sum()),
             "moved": moved,
         },
         "expectations": [{"name": c.name, "success": c.success, "observed": c.observed} for c in checks],
@@ -66,14 +69,14 @@ def build_summary(
     }
 
 
-def _by_split(rows: pd.DataFrame) -> dict[str, int]:
-    return {split: int((rows["split"] == split).sum()) for split in SPLITS}
+def _by_split(splits: np.ndarray) -> dict[str, int]:
+    return {split: int(np.count_nonzero(splits == split)) for split in SPLITS}
 
 
-def _spread(values: pd.Series) -> dict[str, float]:
+def _spread(values: np.ndarray) -> dict[str, float]:
     return {
         "min": float(values.min()),
-        "median": float(values.median()),
+        "median": float(np.median(values)),
         "mean": float(values.mean()),
         "max": float(values.max()),
     }

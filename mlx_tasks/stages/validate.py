@@ -16,7 +16,7 @@ from mlx_tasks.data.arrays import SquareStore
 from mlx_tasks.data.decode import Rules
 from mlx_tasks.data.expectations import Checked, check_manifest
 from mlx_tasks.data.inspection import Inspected, inspect_all
-from mlx_tasks.data.manifest import build_manifest, class_names, contradicted
+from mlx_tasks.data.manifest import accepted_rows, build_manifest, class_names, contradicted
 from mlx_tasks.data.preview import sample_grid
 from mlx_tasks.data.quarantine import Refused, summarise, write_quarantine
 from mlx_tasks.data.sources import Source, read_source
@@ -135,7 +135,7 @@ def _channels(asked: str, frame: pd.DataFrame, inspected: list[Inspected]) -> in
 def _check(context: StageContext, frame: pd.DataFrame, names: list[str], docs: Path) -> list[Checked]:
     """The suite's outcomes, all of which hold.  Raises: DataError naming those that do not."""
     data = context.config.data
-    accepted = frame[frame["index"] >= 0]
+    accepted = accepted_rows(frame)
     parameters = {
         "min_images": data.min_images,
         "last_index": len(accepted) - 1,
