@@ -1,5 +1,7 @@
 """Distillation's formulas, held to a Gaussian whose denoiser is known in closed form."""
 
+import itertools
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -11,7 +13,7 @@ from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.distillation import StudentOptions, distill_steps, guided_velocity, halving_loss, halving_steps
 from mlx_tasks.distillation.gate import Judge, judge_student
 from mlx_tasks.distillation.output import output_loss
-from mlx_tasks.distillation.progressive import Level, ddim_step, halving_target
+from mlx_tasks.distillation.progressive import Level, _fine_grid, ddim_step, halving_target
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.samplers import keyed_noise, sample, uniform_grid
 from mlx_tasks.training.batches import draw_batch
@@ -122,11 +124,16 @@ def test_the_halving_loss_is_its_formula_in_numpy():
     assert got == pytest.approx(total / 10, rel=1e-3)
 
 
-@pytest.mark.parametrize("total", [64, 100, 1000, 1024])
-def test_every_grid_is_every_other_timestep_of_the_one_twice_as_fine(total):
+@pytest.mark.parametrize(("total", "counts"), [(1024, (16, 8, 4, 2, 1)), (1000, (16, 8, 12, 6, 3)), (100, (24, 12, 6))])
+def test_the_fine_grid_holds_the_students_and_falls(total, counts):
+    """With a power of two it is the uniform grid of twice the steps; elsewhere at most one timestep off it."""
     schedule = NoiseSchedule.cosine(total)
-    for steps in range(1, total // 2):
-        assert uniform_grid(schedule, 2 * steps).timesteps[::2] == uniform_grid(schedule, steps).timesteps
+    for steps in counts:
+        fine, twice = _fine_grid(schedule, steps), uniform_grid(schedule, 2 * steps).timesteps
+        assert tuple(fine[::2]) == uniform_grid(schedule, steps).timesteps
+        assert all(b < a for a, b in itertools.pairwise(fine))
+        off = max(abs(a - b) for a, b in zip(fine, twice, strict=True))
+        assert off == 0 if total == 1024 else off <= 1
 
 
 def test_more_steps_than_timesteps_are_refused():

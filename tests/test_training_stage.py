@@ -22,7 +22,7 @@ WEIGHTS = "work/teacher/unet/diffusion_pytorch_model.safetensors"
 
 
 def start(root, stage="train"):
-    environment = os.environ | {"MLX_TASKS_THREADS": "1"}
+    environment = os.environ | {"MLX_TASKS_THREADS": "1", "MLX_TASKS_LOCKS": str(root / ".locks")}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "mlx_tasks", stage, "--root", str(root)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

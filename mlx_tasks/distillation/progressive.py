@@ -58,7 +58,7 @@ def halving_loss(teacher: Velocity, schedule: NoiseSchedule, num_steps: int) -> 
     Raises: ValueError where the schedule has fewer than 2 num_steps timesteps.
     Source: Salimans & Ho 2022, section 4 and Algorithm 2.
     """
-    fine = uniform_grid(schedule, 2 * num_steps).timesteps  # every other one is the student's, the first included
+    fine = _fine_grid(schedule, num_steps)
     times = mx.array([float(t) for t in fine] + [0.0])
     whole = mx.array(fine, dtype=mx.int32)
     alphas = mx.concatenate([schedule.alpha(whole), mx.ones(1)])
@@ -103,3 +103,14 @@ def halving_steps(
         return draw_batch(data, options.batch_size, num_steps, options.seed, f"halving-{num_steps}", step)
 
     return student_steps(student, loss, batch_at, options, checkpoints, identity, notes)
+
+
+def _fine_grid(schedule: NoiseSchedule, num_steps: int) -> list[int]:
+    """The student's timesteps with the teacher's between them.
+
+    That is the uniform grid of 2 num_steps, but where T / num_steps is not whole the two grids round apart by one
+    timestep here and there; the student's then stand.
+    """
+    fine = list(uniform_grid(schedule, 2 * num_steps).timesteps)
+    fine[::2] = uniform_grid(schedule, num_steps).timesteps
+    return fine
