@@ -46,7 +46,8 @@ def generate(folder: Path, count: int) -> None:
             image, quality = Image.open(folder / f"class_{number % 4}" / f"{number - 4:06}.jpg"), 80
         else:
             clouds = [Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)) for n in (4, 24)]
-            image = Image.blend(*(cloud.resize((128, 96), Image.Resampling.BICUBIC) for cloud in clouds), 0.4)
+            coarse, fine = (cloud.resize((128, 96), Image.Resampling.BICUBIC) for cloud in clouds)
+            image = Image.blend(coarse, fine, 0.4)
             quality = 90
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
