@@ -49,7 +49,7 @@ def make_workspace(root: Path, distance: float = 0.05, weights: int = 3, classes
     manifest = {"index": np.arange(60), "class_index": labels, "caption": [classes[i] for i in labels], "split": split}
     pd.DataFrame(manifest).to_parquet(dataset / "manifest.parquet")
     (dataset / "classes.json").write_text(json.dumps(list(classes)))
-    (dataset / "summary.json").write_text(json.dumps({"fingerprint": "f1d0", "counts": {"train": 12, "test": 48}}))
+    (dataset / "summary.json").write_text(json.dumps({"fingerprint": "f1d0", "splits": {"train": 12, "test": 48}}))
     folder = "work/students/steps_2"
     write_small_bundle(root / folder, weights, classes)
     row = {

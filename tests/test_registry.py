@@ -205,16 +205,17 @@ def test_the_card_is_markdown_with_front_matter_and_the_scores(registered_locall
     assert config().digest in body and "Passed." in body and "8 x 8 grey" in body
 
 
-def test_a_built_in_datasets_licence_is_the_cards(tmp_path, monkeypatch, repository):
+def test_the_datasets_licence_is_the_cards(tmp_path, monkeypatch, repository):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = make_workspace(tmp_path)
-    card = root / "include" / "datasets" / "digits.yaml"
-    card.parent.mkdir(parents=True)
-    card.write_bytes((repository / "include" / "datasets" / "digits.yaml").read_bytes())
+    card = yaml.safe_load((repository / "include" / "datasets" / "digits.yaml").read_text())
+    path = root / "work" / "dataset" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": card}))
     run_register(root, config())
     text = (root / "work" / "registered" / "model_card.md").read_text()
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "cc-by-4.0"
     assert "Licence: CC BY 4.0" in text and "Alpaydin" in text
+    assert "Images: 12 train, 48 test" in text
 
 
 def test_a_bundle_that_changed_since_it_was_scored_is_refused(tmp_path, monkeypatch):

@@ -181,7 +181,7 @@ def _data(title: str, licence: str | None, card: dict[str, Any], summary: dict[s
     lines.append(f"- Licence: {licence or 'not stated; ask whoever gave the images before you share the model'}")
     if summary.get("fingerprint"):
         lines.append(f"- Fingerprint: `{summary['fingerprint']}`")
-    counts = summary.get("splits") or summary.get("counts")
+    counts = summary.get("splits")
     if isinstance(counts, dict):
         lines.append("- Images: " + ", ".join(f"{value} {key}" for key, value in counts.items()))
     return "\n".join(lines)

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlx_tasks.data.loader import load_split
 from mlx_tasks.errors import GateRefused
 from mlx_tasks.files import atomic_write_text, read_json, write_json
@@ -146,20 +144,11 @@ def _write_card(context: StageContext, winner: Winner, bundle: Bundle, told: dic
         bundle.sampler.to_dict(),
         told,
         verdict.to_dict(),
-        _dataset_card(context.root / context.config.data.path),
+        told["dataset"].get("facts") or {},
         shown,
     )
     atomic_write_text(context.work / "registered" / "model_card.md", text)
     atomic_write_text(context.work / "registered" / "bundle" / "README.md", text)
-
-
-def _dataset_card(path: Path) -> dict[str, Any]:
-    """The card of a built-in set, or of a user's folder that has a dataset_card.yaml; else empty."""
-    card = path / "dataset_card.yaml" if path.is_dir() else path
-    if card.suffix not in (".yaml", ".yml") or not card.is_file():
-        return {}
-    found = yaml.safe_load(card.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
 
 
 def _tell(
