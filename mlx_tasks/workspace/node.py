@@ -133,7 +133,7 @@ def _reproduce(places: Places, workspace: Path, stage_name: str, target: str) ->
             print(f"{target}: brought {', '.join(brought)}", flush=True)
         kills_before = oom_kills()
         try:
-            repo.reproduce(targets=[target], single_item=True)
+            repo.reproduce(targets=[target], single_item=True)  # pyright: ignore[reportCallIssue]  (DVC makes a function its method)
         except DvcException as error:
             raise _failure(workspace, stage_name, target, token, kills_before, error) from error
         ran = _own_record(workspace, target, token) is not None

@@ -14,7 +14,7 @@ from mlx_tasks.files import atomic_write_text
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
-    from dvc.stage import PipelineStage
+    from dvc.stage import Stage
 
 LockEntry = dict[str, Any]
 LOCK_FILE = "dvc.lock"
@@ -43,7 +43,7 @@ def entry_digest(entry: LockEntry) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
-def stage_of(repo: Repo, target: str) -> PipelineStage:
+def stage_of(repo: Repo, target: str) -> Stage:
     """A stage of dvc.yaml.  Raises: DataError if there is none of that name, or dvc.yaml cannot be read."""
     from dvc.exceptions import DvcException
 
@@ -55,7 +55,7 @@ def stage_of(repo: Repo, target: str) -> PipelineStage:
         raise DataError(f"DVC cannot read dvc.yaml: {error}") from None
 
 
-def fetch_deps(repo: Repo, stage: PipelineStage) -> list[str]:
+def fetch_deps(repo: Repo, stage: Stage) -> list[str]:
     """Bring here the outs of earlier stages that this one reads and that are missing or not as dvc.lock has them.
 
     Returns: what was brought, relative to the workspace.
@@ -79,7 +79,7 @@ def fetch_deps(repo: Repo, stage: PipelineStage) -> list[str]:
     return names
 
 
-def push_outs(repo: Repo, stage: PipelineStage) -> None:
+def push_outs(repo: Repo, stage: Stage) -> None:
     """Copy a stage's outs to the DVC remote, as far as it lacks them.  Raises: UnavailableError."""
     from dvc.exceptions import DvcException
 
@@ -92,7 +92,7 @@ def push_outs(repo: Repo, stage: PipelineStage) -> None:
         raise UnavailableError(f"cannot push the outs of {stage.addressing} to the DVC remote: {error}") from error
 
 
-def small_metrics(stage: PipelineStage) -> dict[str, float | str]:
+def small_metrics(stage: Stage) -> dict[str, float | str]:
     """The numbers and short texts of a stage's metrics files, by dotted name."""
     found: dict[str, float | str] = {}
     for out in stage.outs:
