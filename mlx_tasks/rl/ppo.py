@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from mlx_tasks.rl.policy import LOG_STD_INIT, NET_ARCH, make_policy, policy_arrays, set_policy_arrays
@@ -113,6 +114,7 @@ class Learner:
             stats_window_size=10_000,
             policy_kwargs={"net_arch": list(NET_ARCH), "log_std_init": LOG_STD_INIT},
         )
+        self._ppo.set_logger(Logger(folder=None, output_formats=[]))  # SB3's own makes a folder in /tmp for each learn
         self.history: list[Iteration] = []
         self._best = policy_arrays(self._ppo.policy)
         self._best_reward = -math.inf
