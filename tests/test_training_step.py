@@ -161,9 +161,9 @@ def test_a_compiled_step_is_the_same_step():
 
 def test_one_batch_is_overfitted():
     learner = Learner(network(), denoising_loss(SCHEDULE, 5.0), weight_decay=0.0)
-    fixed = batch(0, 4)
-    losses = [learner.step(fixed, 1e-2, 0.9)[0].item() for _ in range(150)]
-    assert losses[-1] < 0.15 * losses[0]
+    fixed = batch(0, 3)
+    losses = [learner.step(fixed, 1e-2, 0.9)[0].item() for _ in range(80)]
+    assert losses[-1] < 0.2 * losses[0], (losses[0], losses[-1])
 
 
 def test_the_loss_is_its_formula_in_numpy():

@@ -17,7 +17,7 @@ def guided_velocity(model: nn.Module, guidance_scale: float = 1.0, null_label: i
     """The model's v with classifier-free guidance, both branches in one batch; the plain v where the scale is 1.
 
     A student of it needs one evaluation where the teacher needs two.
-    Raises: ValueError for guidance without an empty label.
+    Raises: ValueError for guidance without an empty label, or without labels when it is called.
     Source: Meng et al. 2023 (on distillation of guided diffusion models), section 3.1, at one fixed scale.
     """
     if guidance_scale == 1.0:
@@ -28,6 +28,8 @@ def guided_velocity(model: nn.Module, guidance_scale: float = 1.0, null_label: i
         )
 
     def velocity(x: mx.array, t: mx.array, labels: mx.array | None) -> mx.array:
+        if labels is None:
+            raise ValueError(f"guidance_scale {guidance_scale} needs labels, got None: use 1.0 for data without labels")
         empty = mx.full(labels.shape, null_label, dtype=labels.dtype)
         both = model(mx.concatenate([x, x]), mx.concatenate([t, t]), mx.concatenate([labels, empty]))
         return classifier_free(both[len(x) :], both[: len(x)], guidance_scale)

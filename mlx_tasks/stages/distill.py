@@ -17,7 +17,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_tasks.data.loader import ImageSet, load_split, to_uint8
 from mlx_tasks.distillation.gate import Judge, judge_student
@@ -33,6 +32,7 @@ from mlx_tasks.models.unet2d import UNet2DModel
 from mlx_tasks.samplers import keyed_noise, sample_bundle, uniform_grid
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.training.checkpoint import clear_checkpoints
+from mlx_tasks.training.ema import flat_arrays
 from mlx_tasks.training.identity import identity_of
 from mlx_tasks.training.memory import micro_batch_limit
 
@@ -199,7 +199,7 @@ class Halving:
             "nfe": bundle.sampler.nfe,
             "solver": bundle.sampler.solver,
             "frechet_distance": distance.as_dict(),
-            "parameters": sum(array.size for _, array in tree_flatten(bundle.model.parameters())),
+            "parameters": sum(array.size for array in flat_arrays(bundle.model.parameters()).values()),
             "latency_ms": latency.median_ms,
             "latency_batch": batch,
         }

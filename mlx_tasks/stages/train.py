@@ -9,7 +9,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_tasks.data.loader import load_split, to_uint8
 from mlx_tasks.diffusion.schedule import NoiseSchedule
@@ -22,6 +21,7 @@ from mlx_tasks.samplers import keyed_noise, log_snr_grid, network_denoiser, samp
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.training.checkpoint import clear_checkpoints
 from mlx_tasks.training.denoising import denoising_loss
+from mlx_tasks.training.ema import flat_arrays
 from mlx_tasks.training.identity import identity_of
 from mlx_tasks.training.keys import named_key
 from mlx_tasks.training.ladder import Rung, TeacherOptions, ladder_plan, rung_at, rungs
@@ -196,7 +196,7 @@ class Teaching:
         return identity_of(seed=config.seed, train=train, network=self.model.config.to_dict(), dataset=self.fingerprint)
 
     def _parameters(self) -> int:
-        return sum(array.size for _, array in tree_flatten(self.model.parameters()))
+        return sum(array.size for array in flat_arrays(self.model.parameters()).values())
 
 
 def _write_plot(path: Path, rows: list[list[float]]) -> None:

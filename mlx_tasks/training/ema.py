@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +20,11 @@ def ema_decay(updates: int, highest: float) -> float:
     return min(highest, (1 + updates) / (10 + updates))
 
 
+def flat_arrays(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a tree (a model's weights, an optimiser's state) by their dotted names."""
+    return cast(dict[str, mx.array], dict(tree_flatten(tree)))
+
+
 class Ema:
     """The running average of a model's trainable weights:  average <- decay * average + (1 - decay) * weights.
 
@@ -27,11 +33,11 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.average: dict[str, mx.array] = dict(tree_flatten(model.trainable_parameters()))
+        self.average = flat_arrays(model.trainable_parameters())
 
     def update(self, model: nn.Module, decay: float | mx.array) -> None:
         """Take the model's present weights into the average. Lazy: the caller evaluates."""
-        for name, weight in tree_flatten(model.trainable_parameters()):
+        for name, weight in flat_arrays(model.trainable_parameters()).items():
             self.average[name] = decay * self.average[name] + (1 - decay) * weight
 
     @contextlib.contextmanager

@@ -8,9 +8,9 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
-from mlx_tasks.training.ema import Ema
+from mlx_tasks.training.ema import Ema, flat_arrays
 from mlx_tasks.training.optimizer import AdamW
 
 Batch = dict[str, mx.array]
@@ -72,6 +72,7 @@ class Learner:
             loss = part_loss if loss is None else loss + part_loss
             gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
             mx.eval(loss, gradients)
+        assert loss is not None and gradients is not None, "a batch has at least one image"
         norm = self._apply(gradients, mx.array(learning_rate), mx.array(ema_decay))
         mx.eval(loss, norm, self.model.state, self.optimizer.state, self.ema.average)
         return loss, norm
@@ -79,9 +80,9 @@ class Learner:
     def arrays(self) -> dict[str, mx.array]:
         """Everything a step changes, by flat name, for a checkpoint."""
         return {
-            **{f"model.{name}": a for name, a in tree_flatten(self.model.trainable_parameters())},
+            **{f"model.{name}": a for name, a in flat_arrays(self.model.trainable_parameters()).items()},
             **{f"average.{name}": a for name, a in self.ema.average.items()},
-            **{f"optimizer.{name}": a for name, a in tree_flatten(self.optimizer.state)},
+            **{f"optimizer.{name}": a for name, a in flat_arrays(self.optimizer.state).items()},
         }
 
     def restore(self, arrays: dict[str, mx.array]) -> None:

@@ -91,7 +91,7 @@ def train_steps(
         rate = plan.learning_rate_at(index)
         with memory_errors(learner.micro_batch):
             batch = plan.batch_at(index)
-            loss, norm = (value.item() for value in learner.step(batch, rate, plan.ema_decay_at(index)))
+            loss, norm = (float(value) for value in learner.step(batch, rate, plan.ema_decay_at(index)))
         seconds = clock() - start
 
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -21,9 +21,10 @@ def validation_loss(
     max_images: int = 512,
 ) -> float | None:
     """Mean loss over the first `max_images` images, each with fixed noise and level; None without images."""
-    count, total = min(len(data), max_images), 0.0
+    count = min(len(data), max_images)
+    total = 0.0
     for start in range(0, count, batch_size):
         indices = np.arange(start, min(start + batch_size, count))
         batch = noised_batch(data, indices, levels, named_key(seed, "validation", start))
-        total += len(indices) * loss(model, batch).item()
+        total += len(indices) * float(loss(model, batch))
     return total / count if count else None
