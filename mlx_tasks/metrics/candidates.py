@@ -72,6 +72,10 @@ def teacher_candidates(
                 left_out.append(LeftOut(name, "one step of dpmpp_2m is one step of ddim"))
                 continue
             timesteps = make_grid(grid, schedule, steps).timesteps
+            twin = next((c for c in candidates if (c.solver, c.timesteps) == (solver, timesteps)), None)
+            if twin is not None:
+                left_out.append(LeftOut(name, f"the same grid as {twin.name}"))
+                continue
             candidates.append(
                 Candidate(
                     f"teacher-{solver}-{grid}-nfe{nfe}",
