@@ -247,7 +247,7 @@ def _verdict(passed=True):
         "candidate": "student-steps4",
         "registered": {"name": "digits-sampler", "version": "4", "aliases": ["challenger", "champion"]},
         "promoted": passed,
-        "note": "promoted: version 4 is champion" if passed else "not promoted: the gate refused",
+        "note": "promoted: version 4 of S is champion" if passed else "not promoted: the gate refused",
     }
 
 
@@ -412,6 +412,7 @@ def test_the_page_says_the_numbers_of_the_json(workspace, page):
         assert sentence in text
     assert "8d5a6fb01e2c3a47" in text and "0f692a1c4d" in text and "does not differ beyond the noise" in text
     assert "✗ refused" in text and "✓ champion" in text
+    assert "Promoted: version 4 of S is champion." in text
 
 
 def test_the_result_in_words_follows_from_the_numbers(workspace):
@@ -500,7 +501,7 @@ def test_one_trial_one_grid_and_no_rewards_still_draw(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.06234, "0.0623"), (1234567, "1,234,567"), (12.0, "12"), (-0.00012, "−0.00012"), (0, "0"), (None, "–"),
-     (3.2e-9, "3.2 × 10^−9"), (99.96, "100"), (0.1 + 0.2, "0.3")],
+     (3.2e-9, "3.2 × 10⁻⁹"), (99.96, "100"), (0.1 + 0.2, "0.3")],
 )  # fmt: skip
 def test_numbers_are_written_for_people(value, text):
     assert number(value) == text

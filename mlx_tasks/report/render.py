@@ -33,6 +33,7 @@ def render(report: dict[str, Any], pictures: Path) -> str:
         "number": number,
         "interval": charts.interval,
         "duration": duration,
+        "sentence": lambda text: text[:1].upper() + text[1:],
         "percent": lambda value: f"{number(100 * value)} %",
     }
     folder = files("mlx_tasks.report")

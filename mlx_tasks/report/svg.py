@@ -66,7 +66,7 @@ def axis_over(
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: three significant digits, thousands grouped, never 1e-05; a dash for None."""
+    """A number for people: three significant digits, thousands grouped, never 1e-05, a dash for None."""
     if value is None:
         return "–"
     if value == 0:
@@ -74,7 +74,8 @@ def number(value: float | None, digits: int = 3) -> str:
     size = abs(value)
     if size < 10.0**-digits / 10:
         exponent = math.floor(math.log10(size))
-        return f"{value / 10**exponent:.1f} × 10^{exponent}".replace("-", "−")
+        power = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{value / 10**exponent:.1f} × 10{power}".replace("-", "−")
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     text = f"{value:,.{decimals}f}"
     if "." in text:
