@@ -147,7 +147,7 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
 
     rows: mappings with grid, log_snr (numbers), error {value, low, high} and kept (bool).
     """
-    height, left, right = 26 * len(rows) + 76, 116, 376
+    height, left, right = 26 * len(rows) + 76, 122, 342
     x = axis_over([v for row in rows for v in row["log_snr"]], left, right)
     top, bottom = 26, 26 + 26 * len(rows)
     parts = [
@@ -169,7 +169,7 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
         )
         parts.append(label(right + 14, y + 4, interval(row["error"]), f"value {role}"))
     parts.append(label((left + right) / 2, bottom + 36, "log SNR at which the network is evaluated", "title", "middle"))
-    return picture(540, height, parts, "Grids in log SNR, with their errors")
+    return picture(552, height, parts, "Grids in log SNR, with their errors")
 
 
 def reward_chart(records: Sequence[dict[str, Any]]) -> str:

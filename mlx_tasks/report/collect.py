@@ -172,14 +172,14 @@ def _run(root: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nodes(root: Path) -> list[dict[str, Any]]:
-    """What each stage took, in the chain's order: target, seconds, cached, exit_code, peak_memory_mb."""
+    """What each stage but this one took, in the chain's order: target, seconds, cached, exit_code, peak_memory_mb."""
     records = []
     for path in (root / ".run" / "stages").glob("*.json"):
         try:
             record = read_json(path)
         except (OSError, ValueError):
             continue
-        if record.get("seconds") is not None or record.get("cached"):
+        if path.stem != "report" and (record.get("seconds") is not None or record.get("cached")):
             keys = ("seconds", "exit_code", "peak_memory_mb")
             kept = {key: record.get(key) for key in keys} | {"cached": bool(record.get("cached"))}
             records.append({"target": record["target"]} | kept)
