@@ -129,7 +129,7 @@ def _summary(layout: Layout, run_id: str, state: str) -> None:
 
 
 def _print_scores(report: dict[str, Any]) -> None:
-    for line in report["headline"]:
+    for line in report["sentences"]:
         print(f"  {line}")
 
 

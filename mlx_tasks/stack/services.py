@@ -74,7 +74,7 @@ def environment(layout: Layout) -> dict[str, str]:
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"},
         **{f"AIRFLOW__{key}": str(value) for key, value in settings.items()},
         "AIRFLOW_HOME": str(layout.airflow_home),
         "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")]),
