@@ -32,7 +32,8 @@ class Hardware:
         chip: the processor's or accelerator's own name.
         memory_gb: memory the device can use (unified on Apple silicon), in GiB.
         cores: cores this process may run on.
-        threads: BLAS threads (MLX_TASKS_THREADS, or the cores, at most 4: above that the rest of MLX's CPU is serial).
+        threads: BLAS threads (MLX_TASKS_THREADS, or 2 where there are four cores and more, else 1: all of MLX's CPU but
+            the matrix products is serial, and BLAS threads that wait for a busy core cost more than they bring).
         dtype: of training and sampling. float16 and bfloat16 matmuls are 80 to 90 times slower on MLX's CPU.
         act_fn: what `model.act_fn: auto` means here. SiLU's scalar exp dominates a CPU step; ReLU does not.
         max_micro_batch: images of one forward and backward pass; a larger batch is accumulated.
@@ -129,7 +130,7 @@ def _load_blas() -> str | None:
 def _thread_count(cores: int) -> int:
     asked = os.environ.get(THREADS_VARIABLE)
     if asked is None:
-        return min(cores, 4)
+        return 2 if cores >= 4 else 1
     if not asked.isdigit() or int(asked) < 1:
         raise ValueError(f"{THREADS_VARIABLE} must be a whole number of at least 1, got {asked!r}")
     return int(asked)
