@@ -35,8 +35,8 @@ class Data(Branch):
     path: str = Field(
         BUILTIN_DIGITS,
         min_length=1,
-        description="A dataset card of a built-in set, or a folder of images in the Hugging Face imagefolder convention "
-        "(labels from the folder names or metadata.jsonl, captions from metadata.jsonl).",
+        description="A dataset card of a built-in set, or a folder of images in the Hugging Face imagefolder convention"
+        " (labels from the folder names or metadata.jsonl, captions from metadata.jsonl).",
     )
     channels: Literal["auto", "grey", "rgb"] = Field(
         "auto", description="Colour channels; auto: grey if every image is."
@@ -167,7 +167,7 @@ class Search(Branch):
     attention: tuple[Literal["none", "middle", "coarse", "all"], ...] = Field(
         ("none", "middle", "coarse"),
         min_length=1,
-        description="Where self-attention may sit: nowhere, in the middle, there and in the second level, or everywhere.",
+        description="Where self-attention may sit: nowhere, the middle, there and in the second level, or everywhere.",
     )
     head_dims: tuple[Positive, ...] = Field((8, 16), min_length=1, description="Channels of one attention head.")
     act_fns: tuple[Literal["silu", "relu", "gelu"], ...] = Field(("silu", "relu"), min_length=1)

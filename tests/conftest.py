@@ -15,7 +15,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
 )
 
-from mlx_tasks import hardware  # noqa: E402
+from mlx_tasks import hardware
 
 hardware.prepare()
 

@@ -54,6 +54,13 @@ class AirflowApi:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
         return self._request("GET", path, params={"limit": 200}).json()["task_instances"]
 
+    def xcom(self, dag_id: str, run_id: str, task: dict[str, Any], key: str) -> Any:
+        """What a task instance handed on under a key, or None."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task['task_id']}/xcomEntries/{key}"
+        options = {"map_index": task["map_index"], "deserialize": "true"}
+        answer = self._request("GET", path, params=options, accept=(200, 404))
+        return answer.json()["value"] if answer.status_code == 200 else None
+
     def stop_run(self, dag_id: str, run_id: str) -> None:
         """Mark a run failed, which ends its tasks."""
         self._request("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"}, accept=(200, 404))
