@@ -33,37 +33,46 @@ class Data(Branch):
     """What is read, and what an image must be to be accepted."""
 
     path: str = Field(
-        BUILTIN_DIGITS,
+        default=BUILTIN_DIGITS,
         min_length=1,
         description="A dataset card of a built-in set, or a folder of images in the Hugging Face imagefolder convention"
         " (labels from the folder names or metadata.jsonl, captions from metadata.jsonl).",
     )
     channels: Literal["auto", "grey", "rgb"] = Field(
-        "auto", description="Colour channels; auto: grey if every image is."
+        default="auto", description="Colour channels; auto: grey if every image is."
     )
-    min_images: int = Field(64, ge=2, description="Fewest accepted images (images).")
-    min_side: int = Field(8, ge=1, description="Shortest side accepted (pixels).")
-    max_pixels: int = Field(50_000_000, ge=64, description="Largest image decoded (pixels); above it is a bomb.")
-    max_aspect_ratio: float = Field(3.0, ge=1.0, description="Longest side over shortest.")
-    max_quarantined: Fraction = Field(0.05, description="Fraction of images that may be refused before the run fails.")
+    min_images: int = Field(default=64, ge=2, description="Fewest accepted images (images).")
+    min_side: int = Field(default=8, ge=1, description="Shortest side accepted (pixels).")
+    max_pixels: int = Field(
+        default=50_000_000, ge=64, description="Largest image decoded (pixels); above it is a bomb."
+    )
+    max_aspect_ratio: float = Field(default=3.0, ge=1.0, description="Longest side over shortest.")
+    max_quarantined: Fraction = Field(
+        default=0.05, description="Fraction of images that may be refused before the run fails."
+    )
     duplicate_distance: int = Field(
-        12, ge=0, le=32, description="Perceptual-hash bits (of 256) within which two images count as near duplicates."
+        default=12,
+        ge=0,
+        le=32,
+        description="Perceptual-hash bits (of 256) within which two images count as near duplicates.",
     )
-    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of the validation split.")
-    test_fraction: float = Field(0.25, gt=0, lt=0.5, description="Share of the test split.")
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the validation split.")
+    test_fraction: float = Field(default=0.25, gt=0, lt=0.5, description="Share of the test split.")
 
 
 class Model(Branch):
     """The teacher's U-Net, as diffusers' UNet2DModel names its parts."""
 
-    block_out_channels: tuple[Positive, ...] = Field((32, 64), min_length=1, description="Channels of each level.")
-    layers_per_block: int = Field(1, ge=1, le=4, description="ResNet blocks of each level.")
-    attention_levels: tuple[bool, ...] = Field((False, True), description="Which levels have self-attention.")
-    attention_head_dim: int = Field(16, ge=4, description="Channels of one attention head.")
-    act_fn: Literal["auto", "silu", "relu", "gelu", "mish"] = Field(
-        "auto", description="Activation; auto: what is fast on this device (relu on a CPU, silu elsewhere)."
+    block_out_channels: tuple[Positive, ...] = Field(
+        default=(32, 64), min_length=1, description="Channels of each level."
     )
-    norm_num_groups: int = Field(8, ge=1, description="Groups of each GroupNorm.")
+    layers_per_block: int = Field(default=1, ge=1, le=4, description="ResNet blocks of each level.")
+    attention_levels: tuple[bool, ...] = Field(default=(False, True), description="Which levels have self-attention.")
+    attention_head_dim: int = Field(default=16, ge=4, description="Channels of one attention head.")
+    act_fn: Literal["auto", "silu", "relu", "gelu", "mish"] = Field(
+        default="auto", description="Activation; auto: what is fast on this device (relu on a CPU, silu elsewhere)."
+    )
+    norm_num_groups: int = Field(default=8, ge=1, description="Groups of each GroupNorm.")
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Model:
@@ -90,20 +99,26 @@ class Train(Branch):
     """The teacher: v-prediction over a ladder of resolutions, EMA, label dropout for classifier-free guidance."""
 
     resolutions: tuple[Annotated[int, Field(ge=4, le=1024)], ...] = Field(
-        (8, 16), min_length=1, description="Image sides of the ladder, rising (pixels)."
+        default=(8, 16), min_length=1, description="Image sides of the ladder, rising (pixels)."
     )
-    steps: int = Field(1200, ge=1, description="Optimiser steps over the whole ladder; the last rung gets half.")
-    batch_size: int = Field(64, ge=1, description="Images of one optimiser step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1.0, description="Peak of the learning rate (cosine to a tenth).")
-    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up, at each rung.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Highest decay of the averaged weights.")
-    label_dropout: Fraction = Field(0.1, description="Chance that a label is replaced by the empty one.")
-    min_snr_gamma: float = Field(5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023).")
-    guidance_scale: float = Field(1.5, ge=0, description="Classifier-free guidance: eps_u + scale * (eps_c - eps_u).")
-    checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints.")
-    sample_every: int = Field(200, ge=1, description="Optimiser steps between two sample grids.")
+    steps: int = Field(
+        default=1200, ge=1, description="Optimiser steps over the whole ladder; the last rung gets half."
+    )
+    batch_size: int = Field(default=64, ge=1, description="Images of one optimiser step.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=1.0, description="Peak of the learning rate (cosine to a tenth)."
+    )
+    warmup_steps: int = Field(default=50, ge=0, description="Steps of linear warm-up, at each rung.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Highest decay of the averaged weights.")
+    label_dropout: Fraction = Field(default=0.1, description="Chance that a label is replaced by the empty one.")
+    min_snr_gamma: float = Field(default=5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023).")
+    guidance_scale: float = Field(
+        default=1.5, ge=0, description="Classifier-free guidance: eps_u + scale * (eps_c - eps_u)."
+    )
+    checkpoint_every: int = Field(default=100, ge=1, description="Optimiser steps between two checkpoints.")
+    sample_every: int = Field(default=200, ge=1, description="Optimiser steps between two sample grids.")
 
     @model_validator(mode="after")
     def _rising(self) -> Train:
@@ -126,18 +141,20 @@ class Train(Branch):
 class Distill(Branch):
     """Progressive distillation (Salimans & Ho 2022): each student takes half the steps of the one before."""
 
-    start_steps: int = Field(16, ge=2, description="Steps of the first student; a power of two times target_steps.")
-    target_steps: int = Field(1, ge=1, description="Where halving ends if no gate has ended it before.")
-    updates: int = Field(300, ge=1, description="Optimiser steps of each student.")
-    batch_size: int = Field(64, ge=1, description="Images of one optimiser step.")
-    learning_rate: float = Field(3e-4, gt=0, le=1.0, description="Peak of the learning rate (linear to zero).")
+    start_steps: int = Field(
+        default=16, ge=2, description="Steps of the first student; a power of two times target_steps."
+    )
+    target_steps: int = Field(default=1, ge=1, description="Where halving ends if no gate has ended it before.")
+    updates: int = Field(default=300, ge=1, description="Optimiser steps of each student.")
+    batch_size: int = Field(default=64, ge=1, description="Images of one optimiser step.")
+    learning_rate: float = Field(default=3e-4, gt=0, le=1.0, description="Peak of the learning rate (linear to zero).")
     max_quality_loss: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         description="Largest rise of the Frechet distance over the teacher's, as a fraction of the teacher's.",
     )
-    gate_samples: int = Field(512, ge=16, description="Images a student is judged by.")
-    checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints.")
+    gate_samples: int = Field(default=512, ge=16, description="Images a student is judged by.")
+    checkpoint_every: int = Field(default=100, ge=1, description="Optimiser steps between two checkpoints.")
 
     @model_validator(mode="after")
     def _halves(self) -> Distill:
@@ -160,28 +177,32 @@ class Distill(Branch):
 class Search(Branch):
     """Architecture search: quality of a short distillation against measured latency and peak memory."""
 
-    slots: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="Trials of one generation, numbered from 0.")
-    widths: tuple[Positive, ...] = Field((16, 24, 32), min_length=1, description="Channels of the first level.")
-    multipliers: tuple[Positive, ...] = Field((1, 2), min_length=1, description="Second level over the first.")
-    depths: tuple[Positive, ...] = Field((1, 2), min_length=1, description="ResNet blocks of each level.")
+    slots: tuple[int, ...] = Field(
+        default=(0, 1, 2), min_length=1, description="Trials of one generation, numbered from 0."
+    )
+    widths: tuple[Positive, ...] = Field(default=(16, 24, 32), min_length=1, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(default=(1, 2), min_length=1, description="Second level over the first.")
+    depths: tuple[Positive, ...] = Field(default=(1, 2), min_length=1, description="ResNet blocks of each level.")
     attention: tuple[Literal["none", "middle", "coarse", "all"], ...] = Field(
-        ("none", "middle", "coarse"),
+        default=("none", "middle", "coarse"),
         min_length=1,
         description="Where self-attention may sit: nowhere, the middle, there and in the second level, or everywhere.",
     )
-    head_dims: tuple[Positive, ...] = Field((8, 16), min_length=1, description="Channels of one attention head.")
-    act_fns: tuple[Literal["silu", "relu", "gelu"], ...] = Field(("silu", "relu"), min_length=1)
-    trial_updates: int = Field(100, ge=1, description="Optimiser steps of one trial.")
-    final_updates: int = Field(400, ge=1, description="Optimiser steps of the chosen student.")
-    batch_size: int = Field(64, ge=1, description="Images of one optimiser step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1.0)
-    latency_batch: int = Field(16, ge=1, description="Images of the batch whose latency is measured.")
+    head_dims: tuple[Positive, ...] = Field(
+        default=(8, 16), min_length=1, description="Channels of one attention head."
+    )
+    act_fns: tuple[Literal["silu", "relu", "gelu"], ...] = Field(default=("silu", "relu"), min_length=1)
+    trial_updates: int = Field(default=100, ge=1, description="Optimiser steps of one trial.")
+    final_updates: int = Field(default=400, ge=1, description="Optimiser steps of the chosen student.")
+    batch_size: int = Field(default=64, ge=1, description="Images of one optimiser step.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1.0)
+    latency_batch: int = Field(default=16, ge=1, description="Images of the batch whose latency is measured.")
     max_quality_loss: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         description="The chosen student is the fastest on the front within this of the best error, as a fraction.",
     )
-    checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints.")
+    checkpoint_every: int = Field(default=100, ge=1, description="Optimiser steps between two checkpoints.")
 
     @model_validator(mode="after")
     def _numbered(self) -> Search:
@@ -194,26 +215,30 @@ class Tune(Branch):
     """The step grid: PPO in a Gymnasium environment around the real sampler, against grids found by plain search."""
 
     nfe_budgets: tuple[Annotated[int, Field(ge=2, le=100)], ...] = Field(
-        (4, 6, 8), min_length=1, description="Network evaluations a sample may cost."
+        default=(4, 6, 8), min_length=1, description="Network evaluations a sample may cost."
     )
-    ppo_steps: int = Field(2048, ge=16, description="Environment steps PPO learns from, over all budgets.")
-    num_envs: int = Field(4, ge=1, description="Environments side by side.")
-    batch_size: int = Field(16, ge=1, description="Noises in one episode.")
-    reference_steps: int = Field(64, ge=8, description="Steps of the many-step result that is the truth.")
-    search_evaluations: int = Field(48, ge=4, description="Grids the plain search over end points may try, a budget.")
-    speed_weight: float = Field(0.05, ge=0, description="Reward lost for each network evaluation spent, as a fraction.")
-    test_noises: int = Field(128, ge=8, description="Fresh noises every method is compared on.")
+    ppo_steps: int = Field(default=2048, ge=16, description="Environment steps PPO learns from, over all budgets.")
+    num_envs: int = Field(default=4, ge=1, description="Environments side by side.")
+    batch_size: int = Field(default=16, ge=1, description="Noises in one episode.")
+    reference_steps: int = Field(default=64, ge=8, description="Steps of the many-step result that is the truth.")
+    search_evaluations: int = Field(
+        default=48, ge=4, description="Grids the plain search over end points may try, a budget."
+    )
+    speed_weight: float = Field(
+        default=0.05, ge=0, description="Reward lost for each network evaluation spent, as a fraction."
+    )
+    test_noises: int = Field(default=128, ge=8, description="Fresh noises every method is compared on.")
 
 
 class Evaluate(Branch):
     """Scores of every candidate, by network evaluations, with intervals."""
 
-    samples: int = Field(400, ge=32, description="Images of each candidate; held-out images are matched to it.")
-    nfe: tuple[Positive, ...] = Field((2, 4, 8, 16), min_length=1, description="Network evaluations scored.")
-    bootstrap: int = Field(100, ge=10, description="Resamples behind each interval.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of each interval.")
-    image_text_steps: int = Field(400, ge=1, description="Optimiser steps of the small image-text model.")
-    latency_batch: int = Field(16, ge=1, description="Images of the batch whose latency is measured.")
+    samples: int = Field(default=400, ge=32, description="Images of each candidate; held-out images are matched to it.")
+    nfe: tuple[Positive, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Network evaluations scored.")
+    bootstrap: int = Field(default=100, ge=10, description="Resamples behind each interval.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of each interval.")
+    image_text_steps: int = Field(default=400, ge=1, description="Optimiser steps of the small image-text model.")
+    latency_batch: int = Field(default=16, ge=1, description="Images of the batch whose latency is measured.")
 
 
 class Limit(Branch):
@@ -228,27 +253,29 @@ class Gate(Branch):
     """What a candidate must reach to be promoted."""
 
     limits: tuple[Limit, ...] = Field(
-        (
+        default=(
             Limit(metric="frechet_distance", direction="below", limit=0.15),
             Limit(metric="recall", direction="above", limit=0.3),
             Limit(metric="latency_ms", direction="below", limit=2000.0),
         ),
         description="Rules on the winner's scores, each of which must hold.",
     )
-    not_worse_than_champion: bool = Field(True, description="Refuse if the champion's Frechet distance is better.")
-    promote: bool = Field(True, description="Whether a winner that passes becomes champion.")
+    not_worse_than_champion: bool = Field(
+        default=True, description="Refuse if the champion's Frechet distance is better."
+    )
+    promote: bool = Field(default=True, description="Whether a winner that passes becomes champion.")
 
 
 class Register(Branch):
     """Where the winner goes."""
 
-    model_name: str = Field("digits-sampler", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model_name: str = Field(default="digits-sampler", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
 class Config(Branch):
     """The whole tree."""
 
-    seed: int = Field(0, ge=0, lt=2**31, description="The seed every stage's randomness derives from.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="The seed every stage's randomness derives from.")
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
@@ -257,7 +284,7 @@ class Config(Branch):
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
-    register_: Register = Field(Register(), alias="register")
+    register_: Register = Field(default=Register(), alias="register")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
