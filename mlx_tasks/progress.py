@@ -45,17 +45,22 @@ class Progress:
             "facts": facts,
             "updated": time.time(),
         }
+        self._tell(record)
+
+    def say(self, text: str) -> None:
+        """One line for people: what is being done where there is nothing to count."""
+        self._tell({"stage": self.stage, "phase": "", "text": text, "updated": time.time()})
+
+    def _tell(self, record: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):  # a full disk or a NaN fact must not end a training
             write_json(self._path, record)
         self._echo(format_progress(record), flush=True)
 
-    def say(self, text: str) -> None:
-        """One line for people."""
-        self._echo(f"[{self.stage}] {text}", flush=True)
-
 
 def format_progress(record: dict[str, Any]) -> str:
-    """One line: `[train 16 px] 120/600 steps  4.31/s  loss=0.123`."""
+    """One line: what was said, or `[train 16 px] 120/600 steps  4.31/s  loss=0.123`."""
+    if "text" in record:
+        return f"[{record['stage']}] {record['text']}"
     head = " ".join(part for part in (record["stage"], record["phase"]) if part)
     rate = f"  {record['per_second']:.3g}/s" if record["per_second"] else ""
     facts = "".join(f"  {k}={v:.4g}" if isinstance(v, float) else f"  {k}={v}" for k, v in record["facts"].items())
