@@ -86,6 +86,8 @@ def prepare() -> Hardware:
     hardware = detect()
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, str(hardware.threads))
+    # A busy machine must not change how sums are split, or a resumed run would not equal an unbroken one.
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     if hardware.kind == "cpu" and sys.platform == "linux":
         _load_blas()
         _keep_freed_memory()
