@@ -67,7 +67,9 @@ def holder_of(path: Path) -> str:
         return "another process"
 
 
-def accelerator(hardware: Hardware, holder: str) -> contextlib.AbstractContextManager[None]:
+def accelerator(
+    hardware: Hardware, holder: str, say: Callable[[str], None] = logger.info
+) -> contextlib.AbstractContextManager[None]:
     """Hold this machine's accelerator for the block: two trainings never share it, whatever workspace each is in.
 
     Waits without end, or MLX_TASKS_LOCK_WAIT seconds.  Raises: BusyError.
@@ -81,6 +83,7 @@ def accelerator(hardware: Hardware, holder: str) -> contextlib.AbstractContextMa
         holder,
         what=f"the accelerator ({hardware.chip})",
         wait_s=float(wait) if wait else None,
+        say=say,
     )
 
 

@@ -175,7 +175,9 @@ def test_two_stages_never_share_the_accelerator_and_a_dead_holder_frees_it(repos
         if "waiting for the accelerator" in line:
             break
     assert f"held by pid {first.pid} (train in {repository})" in line
-    assert not (repository / ".run/progress/tune.json").exists()
+    told = json.loads((repository / ".run/progress/tune.json").read_text())
+    assert "waiting for the accelerator" in told["text"]  # a follower sees why nothing happens
+    assert not (repository / ".run/stages/tune.json").exists()
     first.kill()
     first.communicate()
     output, _ = second.communicate(timeout=60)

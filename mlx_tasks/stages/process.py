@@ -56,14 +56,14 @@ def run_stage(stage: Stage, root: Path, arguments: dict[str, int]) -> int:
 
 def _run(stage: Stage, root: Path, target: str, arguments: dict[str, int], record: StageRecord) -> str:
     config = load_config(root)
+    progress = Progress(target, root / ".run" / "progress")
     with contextlib.ExitStack() as stack:
         if stage.accelerator:
-            stack.enter_context(locks.accelerator(hardware.detect(), f"{target} in {root}"))
+            stack.enter_context(locks.accelerator(hardware.detect(), f"{target} in {root}", say=progress.say))
         record.begin(hardware.prepare())
         tracker = stack.enter_context(open_tracker(root, target, config))
         if isinstance(tracker, MlflowTracker) and tracker.run_id is not None:
             record.tracked(tracker.run_id, run_url(tracker.uri, tracker.experiment_id, tracker.run_id))
-        progress = Progress(target, root / ".run" / "progress")
         context = StageContext(target, config, root, hardware.detect(), tracker, progress)
         try:
             importlib.import_module(stage.module).run(context, **arguments)
