@@ -27,6 +27,13 @@ class Estimate:
         """{value, low, high}."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(low, high).  Raises: ValueError for a number that has none."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"the value {self.value} has no interval")
+        return self.low, self.high
+
 
 def normal_quantile(confidence: float) -> float:
     """Half-width, in deviations, of a two-sided normal interval: 1.96 for 0.95.  Raises: ValueError outside (0, 1)."""

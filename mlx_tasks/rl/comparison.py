@@ -59,17 +59,18 @@ def judge(entries: Mapping[str, Entry], seed: int) -> Verdict:
     rival = min((name for name in entries if name != PPO), key=lambda name: float(entries[name].errors.mean()))
     ours, theirs = entries[PPO], entries[rival]
     gap = bootstrap_mean(ours.errors - theirs.errors, RESAMPLES, CONFIDENCE, seed)
+    low, high = gap.interval
     figures = (
         f"error {ours.errors.mean():.4f} against {theirs.errors.mean():.4f} of {rival}, difference {gap.value:+.4f} "
-        f"({CONFIDENCE:.0%} interval {gap.low:+.4f} to {gap.high:+.4f}, {len(ours.errors)} noises)"
+        f"({CONFIDENCE:.0%} interval {low:+.4f} to {high:+.4f}, {len(ours.errors)} noises)"
     )
     fewer = theirs.grid.num_steps - ours.grid.num_steps
-    if gap.high < 0:
+    if high < 0:
         return Verdict(PPO, rival, gap, f"PPO's grid is better beyond the noise and is kept: {figures}")
-    if fewer > 0 and gap.low <= 0:
+    if fewer > 0 and low <= 0:
         text = f"PPO's grid is as good within the noise in {fewer} evaluations fewer and is kept: {figures}"
         return Verdict(PPO, rival, gap, text)
-    how = "is worse" if gap.low > 0 else "does not differ beyond the noise"
+    how = "is worse" if low > 0 else "does not differ beyond the noise"
     return Verdict(rival, rival, gap, f"PPO's grid {how}; {rival} is kept: {figures}")
 
 

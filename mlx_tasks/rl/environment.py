@@ -93,7 +93,7 @@ class StepGridEnv(gym.Env[np.ndarray, np.ndarray]):
         self._index = int((options or {}).get("task", drawn_task))
         self._task = self.problem.tasks[self._index]
         self.timesteps: list[int] = []
-        self._estimate = self._before = None
+        self._estimate = self._before = mx.zeros_like(self._task.noise)  # until the network was asked
         self._x, self._state = self._task.noise, None
         return self._observe(), {}
 
@@ -132,7 +132,7 @@ class StepGridEnv(gym.Env[np.ndarray, np.ndarray]):
         total = self._estimate.sum()
         mx.eval(self._x, self._estimate, total)
         self.problem.meter.evaluations += len(self._task.noise)
-        return math.isfinite(total.item())
+        return bool(mx.isfinite(total).item())
 
     def _sigma(self, index: int) -> float:
         return float(self.problem.schedule.sigmas[self.timesteps[index]])
@@ -168,7 +168,7 @@ class _Known:
 
 
 def _rms(values: mx.array) -> float:
-    return float(mx.sqrt((values * values).mean()).item())
+    return float(np.sqrt(np.square(np.array(values)).mean()))
 
 
 def _log_scale(value: float) -> float:

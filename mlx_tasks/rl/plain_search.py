@@ -47,7 +47,7 @@ def search_grid(error: Callable[[Grid], float], make: Make, dimensions: int, tri
         raise ValueError(f"a search needs at least one try, got {tries}")
     rng = np.random.default_rng(seed)
     spread = max(1, tries // 3)
-    points = list(qmc.Halton(dimensions, seed=rng).random(spread))
+    points = list(qmc.Halton(dimensions, rng=rng).random(spread))
     known: dict[tuple[int, ...], float] = {}
     best_point, best_grid, best = points[0], make(points[0]), np.inf
     for index in range(tries):

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from mlx_tasks.errors import DataError
@@ -32,6 +33,16 @@ def make_policy(observation_size: int, action_size: int) -> ActorCriticPolicy:
     )
 
 
+def box_sizes(model: ActorCriticPolicy | BaseAlgorithm) -> tuple[int, int]:
+    """(observation size, action size) of a model over two flat boxes.  Raises: ValueError for other spaces."""
+    sizes = []
+    for space in (model.observation_space, model.action_space):
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ValueError(f"the spaces must be flat boxes, got {space}")
+        sizes.append(space.shape[0])
+    return sizes[0], sizes[1]
+
+
 def policy_arrays(policy: ActorCriticPolicy) -> dict[str, np.ndarray]:
     """The weights by name, copied."""
     return {name: value.detach().cpu().numpy().copy() for name, value in policy.state_dict().items()}
@@ -44,7 +55,7 @@ def set_policy_arrays(policy: ActorCriticPolicy, arrays: dict[str, np.ndarray]) 
 
 def save_policy(folder: Path, policy: ActorCriticPolicy, notes: dict[str, Any]) -> None:
     """Put `folder` in place with policy.safetensors and policy.json (sizes, layers, and the caller's notes)."""
-    sizes = {"observation_size": policy.observation_space.shape[0], "action_size": policy.action_space.shape[0]}
+    sizes = dict(zip(("observation_size", "action_size"), box_sizes(policy), strict=True))
     shape = {**sizes, "net_arch": list(NET_ARCH), "activation": "tanh", "log_std_init": LOG_STD_INIT, "notes": notes}
     with atomic_folder(folder) as fresh:
         atomic_write_bytes(fresh / _WEIGHTS, save(policy_arrays(policy)))

@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from mlx_tasks.rl.policy import LOG_STD_INIT, NET_ARCH, make_policy, policy_arrays, set_policy_arrays
+from mlx_tasks.rl.policy import LOG_STD_INIT, NET_ARCH, box_sizes, make_policy, policy_arrays, set_policy_arrays
 from mlx_tasks.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,7 @@ class Learner:
     @property
     def best(self) -> ActorCriticPolicy:
         """A copy of the best policy."""
-        space = self._ppo.observation_space, self._ppo.action_space
-        policy = make_policy(space[0].shape[0], space[1].shape[0])
+        policy = make_policy(*box_sizes(self._ppo))
         set_policy_arrays(policy, self._best)
         policy.set_training_mode(False)
         return policy

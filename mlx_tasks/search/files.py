@@ -57,7 +57,8 @@ def load_weights(path: Path, student: UNet2DModel) -> None:
     """Give a student the weights of `save_weights`.  Raises: DataError if they are another network's."""
     if not path.is_file():
         raise DataError(f"no weights at {path}: run the trial again")
-    weights = dict(mx.load(str(path)))
+    loaded: Any = mx.load(str(path))
+    weights: dict[str, mx.array] = dict(loaded)
     expected = {name: value.shape for name, value in tree_flatten(student.parameters())}
     if {name: value.shape for name, value in weights.items()} != expected:
         raise DataError(f"{path} does not hold the weights of the chosen architecture: run the trial again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_tasks.errors import DataError
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from mlx_tasks.config import Config
     from mlx_tasks.models.unet2d import UNet2DConfig
+
+ActFn = Literal["silu", "relu", "gelu"]
 
 ATTENTION = ("none", "middle", "coarse", "all")
 """Where self-attention sits: nowhere, in the middle block, there and in the coarse level, there and in both levels."""
@@ -39,7 +41,7 @@ class Architecture:
     depth: int
     attention: str
     head_dim: int | None
-    act_fn: str
+    act_fn: ActFn
     norm_num_groups: int
 
     @property
@@ -103,7 +105,7 @@ class Space:
     depths: tuple[int, ...]
     attention: tuple[str, ...]
     head_dims: tuple[int, ...]
-    act_fns: tuple[str, ...]
+    act_fns: tuple[ActFn, ...]
     norm_num_groups: int
 
     @classmethod

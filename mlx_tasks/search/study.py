@@ -21,6 +21,7 @@ import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from mlx_tasks.errors import DataError
@@ -96,7 +97,7 @@ def open_study(log: Path, space: Space, seed: int, generation: int) -> optuna.St
             storage=storage,
             sampler=sampler_of(seed, generation),
             study_name=STUDY_NAME,
-            directions=["minimize"] * len(OBJECTIVES),
+            directions=[StudyDirection.MINIMIZE] * len(OBJECTIVES),
             load_if_exists=True,
         )
     known = study.user_attrs.get("space")

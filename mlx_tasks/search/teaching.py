@@ -84,7 +84,10 @@ class Teaching:
         # The micro-batch is left out: it changes rounding only, and a retry with a smaller one should go on.
         what = {**asdict(options), "part": part, "network": student.config.to_dict(), "teacher": self.teacher.digest}
         del what["micro_batch"]
-        what |= {"guidance": self.scale, "images": hashlib.sha256(np.ascontiguousarray(self.train.images)).hexdigest()}
+        what |= {
+            "guidance": self.scale,
+            "images": hashlib.sha256(np.ascontiguousarray(self.train.images).data).hexdigest(),
+        }
         identity = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         schedule = self.teacher.schedule
         return distill_steps(student, self.velocity, self.train, schedule, options, checkpoints, identity)
