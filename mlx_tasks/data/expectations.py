@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_tasks.data.data_docs import make_offline
 from mlx_tasks.files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_REMOTE_LOGO = r"https://great-expectations-web-assets[^\"')]*"
 _EPOCH = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -102,16 +101,8 @@ def check_manifest(
         )
         site = Path(temporary, "gx", "uncommitted", "data_docs", "local_site")
         shutil.copytree(site, docs_folder, dirs_exist_ok=True)
-        _quieten(docs_folder)
+        make_offline(docs_folder)
         return [_checked(outcome) for run in result.run_results.values() for outcome in run.results]
-
-
-def _quieten(docs: Path) -> None:
-    """Point the pages' logo at their own copy: as written, it is fetched with the time and this context's id."""
-    for page in docs.rglob("*.html"):
-        logo = Path(os.path.relpath(docs / "static" / "images" / "logo-long.png", page.parent)).as_posix()
-        text = page.read_text(encoding="utf-8")
-        page.write_text(re.sub(_REMOTE_LOGO, logo, text), encoding="utf-8")
 
 
 def _checked(outcome: Any) -> Checked:
