@@ -1,0 +1,69 @@
+"""What did a demo run give?  Reads a run's workspace; writes the README's figures and its picture.
+
+    make demo && python benchmarks/demo_results.py .state/workspaces/RUN
+
+Rows are those of scores.json; `node_seconds` is what each stage's own process took.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, save
+
+from mlx_tasks.files import read_json
+
+PICTURE = ROOT / "docs" / "pictures" / "samples.png"
+KEPT = ("candidate", "kind", "nfe", "latency_ms", "size_mb", "parameters", "refused", "samples", "metrics")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workspace", type=Path, help="the run's folder under .state/workspaces")
+    workspace: Path = parser.parse_args().workspace
+    scores = read_json(workspace / "work" / "scores" / "scores.json")
+    rows = [{key: row.get(key) for key in KEPT} for row in scores["rows"]]
+    seconds = {p.stem: read_json(p)["seconds"] for p in sorted((workspace / ".run" / "stages").glob("*.json"))}
+    for row in sorted(rows, key=lambda r: r["metrics"]["frechet_distance"]["value"]):
+        print(line(row, scores["winner"]["candidate"]))
+    draw(workspace / "work" / "scores" / "grids", scores)
+    config = {"setup": scores["setup"], "winner": scores["winner"], "node_seconds": seconds}
+    print(save("demo_results", question="What did a demo run give?", config=config, rows=rows))
+
+
+def line(row: dict[str, Any], winner: str) -> str:
+    distance = row["metrics"]["frechet_distance"]
+    cost = f"{row['nfe']:>3} NFE {row['latency_ms']:>6.1f} ms" if row["latency_ms"] else " " * 17
+    mark = "  winner" if row["candidate"] == winner else "  refused" if row["refused"] else ""
+    interval = f"({distance['low']:.3f} to {distance['high']:.3f})"
+    return f"{row['candidate']:<36} {cost}  {distance['value']:.3f} {interval}{mark}"
+
+
+def draw(grids: Path, scores: dict[str, Any]) -> None:
+    """Sample grids of the best teacher sampler, the winner and real images, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = {row["candidate"]: row for row in scores["rows"]}
+    teacher, winner = scores["teacher"], scores["winner"]["candidate"]
+    panels = {
+        f"teacher: {rows[teacher]['nfe']} network evaluations": teacher,
+        f"winner: {rows[winner]['nfe']} network evaluations": winner,
+        "real images": "reference-real",
+    }
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 5.4), dpi=130, facecolor="white")
+    for axis, (title, name) in zip(axes, panels.items(), strict=True):
+        axis.imshow(pyplot.imread(grids / f"{name}.png"), cmap="gray", interpolation="nearest")
+        axis.set_title(title, fontsize=12, loc="left", color="black")
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(PICTURE)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
