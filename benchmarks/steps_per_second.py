@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from record import interleaved, ratio, save, spread
+from record import ROOT, interleaved, ratio, save, spread
 
 from mlx_tasks import hardware
 
@@ -29,15 +29,17 @@ import mlx.optimizers as optim  # noqa: E402
 import torch  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 
-from mlx_tasks.config import Model  # noqa: E402
+from mlx_tasks.config import Model, load_config  # noqa: E402
 from mlx_tasks.models.folder import save_unet  # noqa: E402
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel  # noqa: E402
 
 LEARNING_RATE, CLASSES = 1e-3, 10
+DEMO = load_config(ROOT, "demo").model
 CASES = {
-    "demo teacher, 8 px": (Model(), 8, "relu", 64),
-    "demo teacher, 16 px": (Model(), 16, "relu", 64),
-    "demo teacher with SiLU, 16 px": (Model(), 16, "silu", 64),
+    "demo teacher, 8 px": (DEMO, 8, "relu", 64),
+    "demo teacher, 16 px": (DEMO, 16, "relu", 64),
+    "demo teacher with SiLU, 16 px": (DEMO, 16, "silu", 64),
+    "default teacher, 16 px": (Model(), 16, "relu", 64),
     "smallest searched, 16 px": (Model(block_out_channels=(16, 16), attention_head_dim=8), 16, "relu", 64),
     "three levels, attention at 8 px, 32 px": (
         Model(block_out_channels=(32, 64, 64), attention_levels=(False, False, True)),
