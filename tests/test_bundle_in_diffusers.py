@@ -83,6 +83,8 @@ CASES = {
     "learned grid, first order": ("ddim", (987, 800, 611, 333, 21), 1.0),
     "learned grid, second order": ("dpmpp_2m", (987, 800, 611, 333, 21), 1.0),
     "second order from the top, guided": ("dpmpp_2m", uniform_grid(SCHEDULE, 10).timesteps, 2.0),
+    "third order, guided": ("dpmpp_3m", log_snr_grid(SCHEDULE, 9).timesteps, 2.0),
+    "third order, more than 15 steps": ("dpmpp_3m", log_snr_grid(SCHEDULE, 18).timesteps, 1.0),
     "second order, log-SNR": ("dpmpp_2m", log_snr_grid(SCHEDULE, 8).timesteps, 1.0),
     "second order, more than 15 steps": ("dpmpp_2m", log_snr_grid(SCHEDULE, 18).timesteps, 1.0),
     "one step of the second order": ("dpmpp_2m", (900,), 1.0),

@@ -82,9 +82,10 @@ def test_a_bundle_is_sampled_as_it_says(bundle):
 def test_what_the_caller_asks_for_wins(bundle, solver):
     noise = bundle_noise(bundle, 0, 2)
     grid = uniform_grid(bundle.schedule, 4)
-    drawn = sample_bundle(bundle, noise, [2, 1], grid, solver, guidance_scale=1.0)
+    keys = mx.random.split(mx.random.key(0), 2)
+    drawn = sample_bundle(bundle, noise, [2, 1], grid, solver, guidance_scale=1.0, keys=keys)
     denoise = network_denoiser(bundle.model, bundle.schedule, mx.array([2, 1]))
-    assert mx.array_equal(drawn.images, sample(denoise, noise, grid, solver).images)
+    assert mx.array_equal(drawn.images, sample(denoise, noise, grid, solver, key=keys).images)
     assert drawn.nfe == SOLVERS[solver].calls(4)
 
 

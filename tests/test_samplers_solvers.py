@@ -1,5 +1,7 @@
 """Solvers and the driver, against flows known in closed form and against diffusers' schedulers."""
 
+from inspect import signature
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,16 +11,21 @@ from mlx_tasks.errors import ExitCode
 from mlx_tasks.samplers import (
     SOLVERS,
     SamplerDivergedError,
+    find_solver,
     grid_from_timesteps,
     karras_grid,
     network_denoiser,
     sample,
     uniform_grid,
 )
+from mlx_tasks.samplers.dpm_singlestep import group_orders
 
 SCHEDULE = NoiseSchedule.cosine()
 MEAN, SPREAD = 0.3, 0.5
 NOISE = mx.random.normal((4, 3, 3, 2), key=mx.random.key(0))
+KEY = mx.random.key(1)
+DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
+STOCHASTIC = [name for name, solver in SOLVERS.items() if solver.stochastic]
 
 
 def gaussian(x, sigma):
@@ -37,19 +44,108 @@ def two_modes(xp, x, sigma, spread=0.3):
     return (spread**2 * x + sigma**2 * xp.tanh(x / variance)) / variance
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+def _levels(n, order):
+    """n even steps in log sigma from 3 to 0.3; the first is cut into steps that double, so that a multistep solver's
+    start, which is of first order whatever comes later, does not hide its order."""
+    whole = np.log(10.0) / n
+    size, cut = whole * (whole / 2) ** order, []
+    while sum(cut) + size < whole:
+        cut.append(size)
+        size = min(2 * size, whole)
+    steps = [*cut, whole - sum(cut), *[whole] * (n - 1)]
+    return np.exp(np.log(3.0) - np.cumsum([0.0, *steps]))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_a_solver_converges_to_the_exact_flow_at_its_order(name):
-    counts, errors = (16, 32, 64, 128), []
+    grouped = name.endswith("s")  # single-step ones start anew with every group, so whole groups show their order
+    whole = "lower_order_final" in signature(SOLVERS[name].step).parameters
+    counts, errors = (12, 24, 48) if grouped else (16, 32, 64), []
     for n in counts:
-        sigmas = np.geomspace(10.0, 0.1, n + 1)
-        got = np.array(sample(gaussian, NOISE, sigmas, name).images)
-        exact = gaussian_flow(np.array(NOISE) * np.sqrt(101.0), 10.0, 0.1)
+        sigmas = np.geomspace(3.0, 0.3, n + 1) if grouped else _levels(n, SOLVERS[name].order)
+        options = {"lower_order_final": False} if whole else {}
+        got = np.array(sample(gaussian, NOISE, sigmas, name, options=options).images)
+        exact = gaussian_flow(np.array(NOISE) * np.sqrt(10.0), 3.0, 0.3)
         errors.append(np.abs(got - exact).mean())
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order == pytest.approx(SOLVERS[name].order, abs=0.15)
+    floor = 1e-6  # what float32 leaves
+    if errors[-1] > floor:
+        assert SOLVERS[name].order - 0.2 <= order <= SOLVERS[name].order + 1.2  # a corrector or luck may gain one
+    else:
+        assert errors[0] / errors[1] > 2 ** (SOLVERS[name].order - 0.2)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+def test_the_published_third_order_multistep_is_of_second_order_and_doubling_its_bend_mends_it():
+    exact = gaussian_flow(np.array(NOISE) * np.sqrt(10.0), 3.0, 0.3)
+
+    def gain(predict, weight, n):
+        """log2 of how much n to 2 n steps gain."""
+        options = {"lower_order_final": False, "predict": predict, "bend_weight": weight}
+        runs = [sample(gaussian, NOISE, _levels(m, 3), "dpmpp_3m", options=options).images for m in (n, 2 * n)]
+        coarse, fine = (np.abs(np.array(run) - exact).mean() for run in runs)
+        return np.log2(coarse / fine)
+
+    assert gain("eps", 1.0, 24) == pytest.approx(2.0, abs=0.15)
+    assert gain("eps", 2.0, 8) > 2.8  # at 24 float32 has no digits left
+    assert gain("x0", 2.0, 24) == pytest.approx(3.0, abs=0.15)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_sampler_that_draws_noise_ends_at_the_data_distribution(name):
+    start = mx.random.normal((20_000, 1, 1, 1), key=mx.random.key(3))
+    sigmas = [*np.geomspace(20.0, 0.01, 256 if name in {"ddpm", "dpmpp_sde"} else 64), 0.0]  # those are of first order
+    drawn = np.array(sample(gaussian, start, sigmas, name, key=KEY).images)
+    if name == "consistency":  # exact only for a consistency function; a denoiser's estimates lose spread
+        assert drawn.mean() == pytest.approx(MEAN, abs=0.02)
+        return
+    assert drawn.mean() == pytest.approx(MEAN, abs=0.02)
+    assert drawn.std() == pytest.approx(SPREAD, rel=0.04)
+    assert abs(np.corrcoef(drawn.ravel(), np.array(start).ravel())[0, 1]) < (0.2 if name == "edm_stochastic" else 0.05)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_noise_comes_from_the_key_alone_and_an_images_from_its_own(name):
+    keys = mx.random.split(mx.random.key(7), 4)
+    sigmas = [20.0, 5.0, 1.0, 0.2, 0.0]
+    whole = sample(gaussian, NOISE, sigmas, name, key=keys).images
+    assert mx.array_equal(whole[2:3], sample(gaussian, NOISE[2:3], sigmas, name, key=keys[2:3]).images)
+    assert not mx.allclose(whole, sample(gaussian, NOISE, sigmas, name, key=KEY).images)
+    with pytest.raises(ValueError, match="needs a key"):
+        sample(gaussian, NOISE, sigmas, name)
+
+
+def test_eta_goes_from_ddim_to_ddpm():
+    sigmas = [20.0, 5.0, 1.0, 0.2, 0.0]
+    runs = {eta: sample(gaussian, NOISE, sigmas, "ddim", key=KEY, options={"eta": eta}).images for eta in (0.0, 0.5, 1)}
+    assert mx.array_equal(runs[0.0], sample(gaussian, NOISE, sigmas, "ddim").images)
+    assert mx.array_equal(runs[1], sample(gaussian, NOISE, sigmas, "ddpm", key=KEY).images)
+    assert not mx.allclose(runs[0.5], runs[0.0]) and not mx.allclose(runs[0.5], runs[1])
+
+
+@pytest.mark.parametrize(
+    ("n", "order", "to_zero", "expected"),
+    [
+        (6, 3, True, (1, 2, 3, 1, 2, 1)),
+        (7, 3, True, (1, 2, 3, 1, 2, 3, 1)),
+        (8, 3, True, (1, 2, 3, 1, 2, 3, 1, 1)),
+        (6, 3, False, (1, 2, 3, 1, 2, 3)),
+        (5, 2, True, (1, 2, 1, 2, 1)),
+        (1, 3, True, (1,)),
+    ],
+)
+def test_single_step_groups(n, order, to_zero, expected):
+    assert group_orders(n, order, to_zero) == expected
+
+
+def test_other_names_and_unknown_options():
+    assert find_solver("euler") is SOLVERS["ddim"] and find_solver("lcm") is SOLVERS["consistency"]
+    with pytest.raises(ValueError, match="heun has no option 'eta'; it has: none"):
+        find_solver("heun", eta=0.5)
+    with pytest.raises(ValueError, match="unipc_2 has no option 'eta'; it has: order, variant"):
+        find_solver("unipc_2", eta=0.5)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_end_at_zero_noise_is_the_exact_sample(name):
     grid = karras_grid(SCHEDULE, 200, t_first=980)
     exact = gaussian_flow(np.array(NOISE) * np.sqrt(1 + grid.sigmas[0] ** 2), grid.sigmas[0], 0.0)
@@ -65,8 +161,8 @@ def test_the_driver_counts_what_the_solver_documents(name):
             return gaussian(x, sigma)
 
     for n in (1, 2, 7):
-        assert sample(gaussian, NOISE, uniform_grid(SCHEDULE, n), name).nfe == SOLVERS[name].calls(n)
-        assert sample(Guided(), NOISE, uniform_grid(SCHEDULE, n), name).nfe == 2 * SOLVERS[name].calls(n)
+        assert sample(gaussian, NOISE, uniform_grid(SCHEDULE, n), name, key=KEY).nfe == SOLVERS[name].calls(n)
+        assert sample(Guided(), NOISE, uniform_grid(SCHEDULE, n), name, key=KEY).nfe == 2 * SOLVERS[name].calls(n)
     for calls in (1, 2, 5, 8):
         steps = SOLVERS[name].steps_within(calls)
         assert SOLVERS[name].calls(steps) <= calls < SOLVERS[name].calls(steps + 1)
@@ -75,18 +171,19 @@ def test_the_driver_counts_what_the_solver_documents(name):
 
 
 def test_documented_costs():
-    assert {name: solver.calls(8) for name, solver in SOLVERS.items()} == {"ddim": 8, "heun": 15, "dpmpp_2m": 8}
+    twice = {"heun", "flow_heun", "edm_stochastic"}
+    assert {name: solver.calls(8) for name, solver in SOLVERS.items()} == {n: 15 if n in twice else 8 for n in SOLVERS}
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_one_step_gives_the_denoised_start(name):
     grid = uniform_grid(SCHEDULE, 1)
     start = NOISE * np.sqrt(1 + grid.sigmas[0] ** 2)
-    got = sample(gaussian, NOISE, grid, name).images
+    got = sample(gaussian, NOISE, grid, name, key=KEY).images
     assert mx.allclose(got, gaussian(start, grid.sigmas[0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_a_batch_of_two_is_two_batches_of_one_and_runs_repeat(name):
     grid = karras_grid(SCHEDULE, 6)
     run = lambda noise: sample(lambda x, s: two_modes(mx, x, s), noise, grid, name, key=mx.random.key(1)).images  # noqa: E731
@@ -214,9 +311,9 @@ def test_a_number_that_breaks_is_named_by_step_and_sigma(name, value):
     def broken(x, sigma):
         return mx.where(mx.arange(x.size).reshape(x.shape) == 5, value, x) if sigma == grid.sigmas[3] else x * 0.9
 
-    broken_at = 2 if name == "heun" else 3  # Heun looks at the next level first
+    broken_at = 2 if "heun" in name or name == "edm_stochastic" else 3  # Heun looks at the next level first
     with pytest.raises(SamplerDivergedError, match=f"step {broken_at} from sigma") as raised:
-        sample(broken, NOISE, grid, name)
+        sample(broken, NOISE, grid, name, key=KEY, options={"churn": 0.0} if name == "edm_stochastic" else None)
     assert raised.value.step == broken_at and raised.value.sigma == grid.sigmas[broken_at]
     assert raised.value.exit_code == ExitCode.DIVERGED
 
@@ -240,8 +337,8 @@ def test_a_bad_grid_is_refused_with_its_value(sigmas, said):
 
 
 def test_an_unknown_solver_is_refused_with_the_names():
-    with pytest.raises(ValueError, match="ddim, heun, dpmpp_2m"):
-        sample(gaussian, NOISE, [1.0, 0.0], "euler")
+    with pytest.raises(ValueError, match="ddim, heun, flow_heun"):
+        sample(gaussian, NOISE, [1.0, 0.0], "rk45")
 
 
 def test_images_are_not_clipped():

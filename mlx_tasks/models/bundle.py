@@ -67,8 +67,9 @@ class Sampler:
     def __post_init__(self) -> None:
         object.__setattr__(self, "timesteps", tuple(self.timesteps))
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.solver not in SOLVERS:
-            raise DataError(f"sampler.solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.solver not in SOLVERS or not SOLVERS[self.solver].diffusers:
+            known = ", ".join(name for name, solver in SOLVERS.items() if solver.diffusers)
+            raise DataError(f"sampler.solver must be one that diffusers has too ({known}), got {self.solver!r}")
         steps = self.timesteps
         if (
             not steps

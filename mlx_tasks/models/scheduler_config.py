@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlx_tasks.diffusion.schedule import NoiseSchedule
+from mlx_tasks.samplers.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from mlx_tasks.models.bundle import Sampler
@@ -24,8 +25,8 @@ def scheduler_config(schedule: NoiseSchedule, sampler: Sampler) -> dict[str, Any
     """Keys of a scheduler_config.json with which diffusers draws the sampler's images from the same noise.
 
     DDIM on the uniform trailing grid is a DDIMScheduler and needs only `set_timesteps(n)`, where n divides T: it
-    steps by T // n, which drifts off the grid otherwise. Every other grid of DDIM, and DPM-Solver++(2M), is a
-    DPMSolverMultistepScheduler of order 1 or 2, and Heun a HeunDiscreteScheduler; those two take
+    steps by T // n, which drifts off the grid otherwise. Every other grid of DDIM, and DPM-Solver++ multistep, is a
+    DPMSolverMultistepScheduler of order 1 to 3, and Heun a HeunDiscreteScheduler; those two take
     `set_timesteps(timesteps=[...])` with the sampler's.
     """
     shared = {key: value for key, value in schedule.to_config().items() if key in _SHARED}
@@ -38,7 +39,7 @@ def scheduler_config(schedule: NoiseSchedule, sampler: Sampler) -> dict[str, Any
     return {
         **shared,
         "_class_name": "DPMSolverMultistepScheduler",
-        "solver_order": 2 if sampler.solver == "dpmpp_2m" else 1,
+        "solver_order": SOLVERS[sampler.solver].options.get("order", 1),
         "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint",
         "final_sigmas_type": "zero",

@@ -121,7 +121,7 @@ class StepGridEnv(gym.Env[np.ndarray, np.ndarray]):
         sigma_next = self._sigma(-1)
         if len(self.timesteps) == 1:
             self._x = self._task.noise * math.sqrt(1.0 + sigma_next**2)
-            self._state = self._solver.init(self._x, (sigma_next, 0.0))
+            self._state = self._solver.init(self._x, (*[sigma_next] * self.budget, 0.0))  # levels to come are open
             return
         known = _Known(self._estimate)
         self._x, self._state = self._solver.step(known, self._x, self._state, self._sigma(-2), sigma_next, None)

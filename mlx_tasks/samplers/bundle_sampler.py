@@ -49,6 +49,8 @@ def sample_bundle(
     batch_size: int = 64,
     guidance_scale: float | None = None,
     callback: Any = None,
+    keys: mx.array | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Samples:
     """Images from noise, with what the bundle says unless told otherwise.
 
@@ -56,6 +58,7 @@ def sample_bundle(
     empty label, which then draws of any class, unguided.
     batch_size: images sampled together (guidance doubles what the network sees).
     callback: callback(step_index, sigma, x0_estimate) of each chunk in turn.
+    keys: (B, 2) uint32, one an image, for solvers that draw noise; options: the solver's own numbers.
     Returns: Samples with float images, not clipped.
     Raises: ValueError for labels that do not match the noise or the classes, and as `sample` does.
     """
@@ -76,7 +79,8 @@ def sample_bundle(
             scale,
             bundle.sampler.null_label,
         )
-        drawn = sample(denoise, noise[part], steps, solver or bundle.sampler.solver, callback=callback)
+        key = None if keys is None else keys[part]
+        drawn = sample(denoise, noise[part], steps, solver or bundle.sampler.solver, key, callback, options)
         chunks.append(drawn.images)
         nfe = drawn.nfe
     return Samples(mx.concatenate(chunks) if chunks else noise, nfe)

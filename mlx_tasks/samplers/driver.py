@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_tasks.errors import DivergedError, StageError
 from mlx_tasks.samplers.denoiser import Denoise
 from mlx_tasks.samplers.grids import Grid
+from mlx_tasks.samplers.noise import split
 from mlx_tasks.samplers.solvers import find_solver
 
 Callback = Callable[[int, float, mx.array], None]
@@ -53,24 +55,27 @@ def sample(
     solver: str = "ddim",
     key: mx.array | None = None,
     callback: Callback | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Samples:
     """Images from noise, along the grid's noise levels.
 
     noise: (B, H, W, C), unit normal; the start is noise * sqrt(1 + sigma_0^2), of unit variance in diffusers' frame.
     grid: a Grid, or falling noise levels of which only the last may be 0.
-    key: for solvers that draw noise; none of today's does.
+    key: for solvers that draw noise: (2,), or (B, 2), one an image, whose noise then depends on no other image.
+    options: the solver's own numbers (eta, order, churn ...), by name.
     Each step is evaluated once, and its finiteness is read then: no synchronisation is added to the one there is.
-    Raises: ValueError for a bad grid or an unknown solver; SamplerDivergedError naming the step and its sigma.
+    Raises: ValueError for a bad grid, an unknown solver or option, or a missing key; SamplerDivergedError naming the
+        step and its sigma.
     """
     sigmas = grid.sigmas if isinstance(grid, Grid) else check_sigmas(grid)
-    method = find_solver(solver)
+    method = find_solver(solver, **(options or {}))
     counted = _Counted(denoise)
     x = noise * math.sqrt(1.0 + sigmas[0] ** 2)
     state = method.init(x, sigmas)
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         step_key = None
         if key is not None:
-            key, step_key = mx.random.split(key)
+            key, step_key = split(key)
         counted.first = None
         x, state = method.step(counted, x, state, sigma, sigma_next, step_key)
         total = x.sum()
