@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlx_tasks.metrics.estimate import Estimate, share
+from mlx_tasks.metrics.neighbours import distance_blocks, radii
 
 
 def precision_recall(
@@ -27,21 +28,9 @@ def precision_recall(
     """
     if not 1 <= neighbours < min(len(generated), len(real)):
         raise ValueError(f"neighbours must be in [1, rows - 1], got {neighbours} for {len(generated)} and {len(real)}")
-    across = _distances(generated, real)
-    precise = np.asarray(across <= _radii(real, neighbours)[None, :])
-    recalled = np.asarray(across <= _radii(generated, neighbours)[:, None])
-    return share(np.any(precise, axis=1), confidence), share(np.any(recalled, axis=0), confidence)
-
-
-def _radii(x: np.ndarray, neighbours: int) -> np.ndarray:
-    """(N,) distance of each row to its k-th nearest other row."""
-    distances = _distances(x, x)
-    np.fill_diagonal(distances, np.inf)
-    return np.partition(distances, neighbours - 1, axis=1)[:, neighbours - 1]
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) Euclidean distances, by differences: the shortcut through dot products loses near copies."""
-    from scipy.spatial.distance import cdist
-
-    return cdist(a, b)
+    real_reach, generated_reach = radii(real, neighbours), radii(generated, neighbours)
+    precise, recalled = np.zeros(len(generated), bool), np.zeros(len(real), bool)
+    for rows, distances in distance_blocks(generated, real):
+        precise[rows] = (distances <= real_reach[None, :]).any(axis=1)
+        recalled |= (distances <= generated_reach[rows][:, None]).any(axis=0)
+    return share(precise, confidence), share(recalled, confidence)
