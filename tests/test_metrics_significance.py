@@ -35,7 +35,7 @@ def test_a_real_shift_is_seen_and_pairing_sees_a_smaller_one():
     seen = {True: 0, False: 0}
     for run in range(40):
         shared, real = rng.normal(size=(150, 2)), rng.normal(size=(150, 2))
-        a, b = shared + 0.1 * rng.normal(size=(150, 2)), shared + 0.55 + 0.1 * rng.normal(size=(150, 2))
+        a, b = shared + 0.1 * rng.normal(size=(150, 2)), shared + 0.65 + 0.1 * rng.normal(size=(150, 2))
         for paired in seen:
             found = difference(a, b, real, frechet_distance, paired=paired, resamples=60, seed=run)
             seen[paired] += found.verdict == "better"
