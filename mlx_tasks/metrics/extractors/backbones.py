@@ -18,7 +18,7 @@ class Backbone:
 
     Attributes:
         source: of the weights.
-        layers: in order: (index in torchvision's `features`, inputs, outputs, kernel, stride, padding), "pool", or "tap".
+        layers: in order: (index in torchvision's stack, inputs, outputs, kernel, stride, padding), "pool" or "tap".
         pool: (kernel, stride) of the maximum pools.
     """
 

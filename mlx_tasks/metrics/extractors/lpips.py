@@ -16,7 +16,7 @@ from mlx_tasks.metrics.extractors.backbones import FeatureStack
 from mlx_tasks.metrics.extractors.base import rgb_images
 from mlx_tasks.metrics.extractors.weights import Source, check_names, file_digest, find_weights, read_weights
 
-_SHIFT, _SCALE = mx.array([-0.030, -0.088, -0.188]), mx.array([0.458, 0.448, 0.450])
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
 
 
@@ -30,7 +30,7 @@ class Lpips:
     def __init__(
         self, net: Literal["alex", "vgg"] = "alex", path: Path | str | None = None, heads: Path | str | None = None
     ) -> None:
-        """path: the backbone's weights; heads: the learned ones; by default those inside the lpips package, if it is here.
+        """path: the backbone's weights; heads: the learned ones, by default those of the lpips package.
 
         Raises: DataError where either cannot be had or does not fit.
         """
@@ -91,7 +91,7 @@ def lpips_diversity(
 
 
 def _scaled(images: np.ndarray) -> mx.array:
-    return (mx.array(images.astype(np.float32)) / 127.5 - 1.0 - _SHIFT) / _SCALE
+    return (mx.array(images.astype(np.float32)) / 127.5 - 1.0 - mx.array(_SHIFT)) / mx.array(_SCALE)
 
 
 def _directions(x: mx.array) -> mx.array:

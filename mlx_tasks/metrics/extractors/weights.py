@@ -101,7 +101,7 @@ def check_names(
     path: Path | str,
     ignored: tuple[str, ...] = (),
 ) -> None:
-    """Raises: DataError listing what is missing, left over, or of another shape; `ignored` ends of names may be left."""
+    """Raises: DataError listing what is missing, left over (but for names with `ignored` ends), or of another shape."""
     missing = sorted(set(expected) - set(weights))
     extra = sorted(n for n in set(weights) - set(expected) if not n.endswith(ignored or ("\0",)))
     wrong = [
@@ -122,7 +122,8 @@ def _in_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _advice(source: Source) -> str:
     hub = f", or have {source.hub} in the Hugging Face cache" if source.hub else ""
-    return f"get {source.files[0]} ({source.origin}) and put it into $MLX_TASKS_WEIGHTS/{source.name}/, or give its path{hub}"
+    place = f"put it into ${VARIABLE}/{source.name}/, or give its path"
+    return f"get {source.files[0]} ({source.origin}) and {place}{hub}"
 
 
 def _check_hash(path: Path) -> None:
