@@ -143,7 +143,7 @@ class Clip:
     @property
     def logit_scale(self) -> float:
         """The learned temperature's inverse, exp of the stored number."""
-        return float(mx.exp(self._weights["logit_scale"]).item())
+        return float(np.exp(np.array(self._weights["logit_scale"])))
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -199,7 +199,7 @@ def _layer_shapes(tower: str, cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]
 
 
 def _preprocessing(folder: Path, side: int) -> Preprocessing:
-    """Shorter side by bicubic to the network's, the middle cut out; mean and std of preprocessor_config.json if there."""
+    """Shorter side by bicubic, the middle cut out; mean and std of preprocessor_config.json where there is one."""
     found = folder / "preprocessor_config.json"
     told = read_json(found) if found.is_file() else {}
     mean, std = (tuple(told.get(key, default)) for key, default in (("image_mean", _MEAN), ("image_std", _STD)))
@@ -223,6 +223,7 @@ def _read_tokenizer(folder: Path) -> Any:
     start, end = "<|startoftext|>", "<|endoftext|>"
     bpe = models.BPE.from_file(str(vocabulary), str(merges), unk_token=end, end_of_word_suffix="</w>")
     tokenizer = Tokenizer(bpe)
+    tokenizer.add_special_tokens([start, end])
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -234,7 +235,6 @@ def _read_tokenizer(folder: Path) -> Any:
         ]
     )
     numbers = read_json(vocabulary)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        sep=(end, numbers[end]), cls=(start, numbers[start]), trim_offsets=False, add_prefix_space=False
-    )
+    ends = ((name, numbers[name]) for name in (end, start))
+    tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
     return tokenizer

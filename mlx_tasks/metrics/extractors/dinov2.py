@@ -64,7 +64,10 @@ class Dinov2:
     """
 
     def __init__(self, path: Path | str | None = None, name: str = "dinov2_vitl14") -> None:
-        """A folder with config.json and model.safetensors, or the published model `name`.  Raises: DataError as `Clip`."""
+        """A folder with config.json and model.safetensors, or the published model `name`.
+
+        Raises: DataError as `Clip` does.
+        """
         if name not in SOURCES:
             raise DataError(f"no published DINOv2 named {name!r}; there are: {', '.join(SOURCES)}")
         file = find_weights(SOURCES[name], path)
@@ -104,7 +107,7 @@ class Dinov2:
         return np.concatenate(parts)
 
     def tokens(self, pixels: mx.array) -> mx.array:
-        """(B, 1 + registers + patches, dimension) after the last norm.  pixels: (B, H, W, 3), multiples of the patch."""
+        """(B, 1 + registers + patches, dimension) after the last norm.  pixels: (B, H, W, 3), whole patches."""
         w, cfg = self._weights, self.config
         b, height, width, _ = pixels.shape
         patch, epsilon = cfg["patch_size"], cfg["layer_norm_eps"]

@@ -19,7 +19,8 @@ SOURCE = Source(
 )
 SIDE, EPSILON, CLASSES = 299, 1e-3, 1008
 # (x - 128) / 128 for x in 0..255, as the TensorFlow graph does.
-PREPROCESSING = Preprocessing(SIDE, "bicubic", quantize=False, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
+_HALF = (128 / 255, 128 / 255, 128 / 255)
+PREPROCESSING = Preprocessing(SIDE, "bicubic", quantize=False, mean=_HALF, std=_HALF)
 
 
 class Conv(NamedTuple):
