@@ -60,8 +60,8 @@ def main() -> None:
         row = rows[-1]
         times = row["frechet_distance"]["median"] / rows[0]["frechet_distance"]["median"]
         print(
-            f"{name:16} Frechet {row['frechet_distance']['median']:8.4f} ({times:6.1f} x real)  KID "
-            f"{row['kid']['median']:8.4f}  precision {precision.value:.2f}  recall {recall.value:.2f}  "
+            f"{name:16} Frechet {row['frechet_distance']['median']:8.4f} ({times:6.1f} x real)  kernel "
+            f"{row['kernel_distance']['median']:8.4f}  precision {precision.value:.2f}  recall {recall.value:.2f}  "
             f"two-sample {told.accuracy.value:.2f}"
         )
     question = "Do the scores put sets of known worth in the right order?"

@@ -60,7 +60,8 @@ def optimize_diffusion():
     tuned = StageOperator(task_id="tune", stage="tune")
 
     with TaskGroup("evaluate") as evaluated:
-        StageOperator(task_id="image_text", stage="image_text") >> StageOperator(task_id="scores", stage="evaluate")
+        judges = [StageOperator(task_id=name, stage=name) for name in ("features", "image_text")]
+        chain(*judges, StageOperator(task_id="scores", stage="evaluate"))
 
     with TaskGroup("register") as registered:
         StageOperator(task_id="register", stage="register", commit="before") >> ReportOperator(

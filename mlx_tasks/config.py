@@ -237,6 +237,13 @@ class Evaluate(Branch):
     nfe: tuple[Positive, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Network evaluations scored.")
     bootstrap: int = Field(default=100, ge=10, description="Resamples behind each interval.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of each interval.")
+    feature_steps: int = Field(default=400, ge=1, description="Optimiser steps of the built-in feature network.")
+    extractors: tuple[str, ...] = Field(
+        default=(), description="Published extractors to score with as well (metrics/extractors/registry.py)."
+    )
+    weights: str | None = Field(
+        default=None, description="Folder of their weights, a subfolder each; by default $MLX_TASKS_WEIGHTS."
+    )
     image_text_steps: int = Field(default=400, ge=1, description="Optimiser steps of the small image-text model.")
     latency_batch: int = Field(default=16, ge=1, description="Images of the batch whose latency is measured.")
 

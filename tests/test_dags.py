@@ -108,7 +108,7 @@ def test_the_chain_runs_in_dvcs_order(probe):
         return direct.union(*(before(name) for name in direct))
 
     order = ["open_run", "validate", "train", "distill", "search.plan_0", "search.trial_0", "search.plan_1"]
-    order += ["search.trial_1", "search.select", "tune", "evaluate.image_text", "evaluate.scores"]
+    order += ["search.trial_1", "search.select", "tune", "evaluate.features", "evaluate.image_text", "evaluate.scores"]
     order += ["register.register", "register.report", "close_run"]
     assert set(order) == set(tasks)
     for position, task_id in enumerate(order):

@@ -27,7 +27,7 @@ from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.progress import Progress
 from mlx_tasks.samplers.grids import log_snr_grid, uniform_grid
-from mlx_tasks.stages import evaluate, image_text
+from mlx_tasks.stages import evaluate, features, image_text
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.tracking.mlflow_tracker import open_tracker
 
@@ -93,6 +93,7 @@ def context(tmp_path_factory):
                 "samples": 64,
                 "nfe": [1, 2, 4, 5],
                 "bootstrap": 20,
+                "feature_steps": 40,
                 "image_text_steps": 60,
                 "latency_batch": 4,
             },
@@ -105,6 +106,7 @@ def context(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(context):
+    features.run(context)
     image_text.run(context)
     evaluate.run(context)
     return read_json(context.work / "scores" / "scores.json")
@@ -126,6 +128,8 @@ def test_every_candidate_and_reference_has_a_row_and_what_was_left_out_says_why(
     assert [row["candidate"] for row in scores["rows"]] == [
         "reference-real",
         "reference-class-missing",
+        "reference-held-out",
+        "reference-noisy",
         "reference-gaussian",
         "reference-blurred",
         "reference-noise",
@@ -151,7 +155,20 @@ def test_every_candidate_and_reference_has_a_row_and_what_was_left_out_says_why(
 def test_each_row_has_every_metric_with_an_interval_around_it(scores):
     for row in scores["rows"]:
         metrics = row["metrics"]
-        wanted = {"frechet_distance", "kid", "precision", "recall", "c2st_accuracy", "c2st_p_value", "clip_score"}
+        wanted = {
+            "frechet_distance",
+            "kernel_distance",
+            "frechet_distance_embedded",
+            "kernel_distance_embedded",
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "memorisation",
+            "c2st_accuracy",
+            "c2st_p_value",
+            "image_text_score",
+        }
         if row["kind"] != "reference":
             wanted |= {"latency_ms", "images_per_second"}
             assert row["latency_ms"] == metrics["latency_ms"]["value"] > 0
@@ -210,7 +227,8 @@ def test_pictures_and_flat_figures_are_there(context, scores):
     won = _row(scores, scores["winner"]["candidate"])
     assert figures["winner"]["frechet_distance"] == won["metrics"]["frechet_distance"]["value"]
     assert figures["winner"]["nfe"] == won["nfe"]
-    assert set(figures["reference"]) == {"real", "class-missing", "gaussian", "blurred", "noise"}
+    names = {"real", "held-out", "class-missing", "noisy", "gaussian", "blurred", "noise"}
+    assert set(figures["reference"]) == names
 
 
 def test_a_killed_evaluation_goes_on_with_the_rows_it_has(context, scores, monkeypatch):
@@ -245,7 +263,7 @@ def _untimed(row):
     return row
 
 
-def test_images_without_classes_or_captions_are_scored_and_no_clip_score_is_made_up(tmp_path):
+def test_images_without_classes_or_captions_are_scored_and_no_image_text_score_is_made_up(tmp_path):
     work = tmp_path / "work"
     _write_dataset(work / "dataset")
     manifest = pd.read_parquet(work / "dataset" / "manifest.parquet")
@@ -262,17 +280,27 @@ def test_images_without_classes_or_captions_are_scored_and_no_clip_score_is_made
     config = parse_config(
         {
             "train": {"resolutions": [8], "steps": 10},
-            "evaluate": {"samples": 200, "nfe": [2], "bootstrap": 10, "image_text_steps": 5, "latency_batch": 2},
+            "evaluate": {
+                "samples": 200,
+                "nfe": [2],
+                "bootstrap": 10,
+                "feature_steps": 3,
+                "image_text_steps": 5,
+                "latency_batch": 2,
+            },
         }
     )
     with open_tracker(tmp_path, "evaluate", config) as tracker:
         progress = Progress("evaluate", tmp_path / ".run" / "progress", echo=lambda *a, **k: None)
         context = StageContext("evaluate", config, tmp_path, hardware.detect(), tracker, progress)
+        features.run(context)
         image_text.run(context)
         evaluate.run(context)
     scores = read_json(work / "scores" / "scores.json")
     assert [row["candidate"] for row in scores["rows"]] == [
         "reference-real",
+        "reference-held-out",
+        "reference-noisy",
         "reference-gaussian",
         "reference-blurred",
         "reference-noise",
@@ -280,8 +308,8 @@ def test_images_without_classes_or_captions_are_scored_and_no_clip_score_is_made
         "teacher-dpmpp_2m-log_snr-nfe2",
         "student-steps2",
     ]
-    assert all("clip_score" not in row["metrics"] for row in scores["rows"])
-    assert scores["setup"]["no_clip_score_because"] == "the training images have no captions, or all the same one"
+    assert all("image_text_score" not in row["metrics"] for row in scores["rows"])
+    assert scores["setup"]["no_image_text_score_because"] == "the training images have no captions, or all the same one"
     assert scores["setup"]["samples"] == 80 < scores["setup"]["samples_asked"]
 
 
@@ -312,6 +340,72 @@ def test_the_winner_is_the_fastest_within_the_bests_interval():
     assert found["eligible"] == ["best", "close", "closer"]
     with pytest.raises(ValueError, match="no candidate may win"):
         choose_winner(rows[:1] + rows[5:])
+
+
+def test_the_metric_that_decides_is_named_and_another_one_can():
+    rows = [_scored("a", "student", 0.2, 0.3, 1.0), _scored("b", "student", 0.1, 0.15, 2.0)]
+    for row, value in zip(rows, (0.5, 0.9), strict=True):
+        row["metrics"]["kernel_distance"] = {"value": value, "low": value, "high": value}
+    assert choose_winner(rows)["candidate"] == "b"
+    found = choose_winner(rows, "kernel_distance")
+    assert (found["candidate"], found["metric"]) == ("a", "kernel_distance") and "kernel distance" in found["rule"]
+
+
+def test_the_sanity_ladder_is_in_the_scores_and_what_failed_it_decides_nothing(scores):
+    sanity = scores["sanity"]
+    assert sanity["frechet_distance"]["trusted"] and sanity["frechet_distance"]["checked"] == 7
+    assert sanity["memorisation"]["checked"] == 1
+    assert scores["winner"]["metric"] == "frechet_distance"
+    assert scores["winner"]["because"] == "it passed the sanity ladder"
+    real, held_out = (_row(scores, f"reference-{name}")["metrics"] for name in ("real", "held-out"))
+    assert real["memorisation"]["value"] == 1.0  # training images are copies of training images
+    assert held_out["memorisation"]["value"] < 0.3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the published shapes, where the params say that they lie."""
+    import transformers
+    from safetensors.torch import save_file
+    from torch_references import InceptionV3ForFid, alexnet_features, randomise
+
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("inception_v3_fid", "lpips_alex", "dinov2_vits14"):
+        (folder / name).mkdir()
+    inception = randomise(InceptionV3ForFid(), 0)
+    tensors = {k: v.contiguous() for k, v in inception.state_dict().items() if v.ndim}
+    save_file(tensors, folder / "inception_v3_fid" / "inception_v3_fid.safetensors")
+    stack = {f"features.{k}": v for k, v in randomise(alexnet_features(), 1).state_dict().items()}
+    save_file(stack, folder / "lpips_alex" / "alexnet.safetensors")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder / "dinov2_vits14")
+    return folder
+
+
+def test_published_metrics_are_added_where_their_weights_are_given(weights):
+    from mlx_tasks.metrics.published import in_their_span, open_published
+
+    rng = np.random.default_rng(0)
+    real, drawn = rng.integers(0, 256, (2, 24, 32, 32, 1)).astype(np.uint8)
+    names = ("inception_v3_fid", "lpips_alex", "dinov2_vits14")
+    opened = open_published(names, str(weights), real, None, np.repeat([0, 1], 12), 5, 0.95, 0)
+    scores = {}
+    for one in opened:
+        scores |= one(drawn)
+    assert set(scores) == {"fid", "kid", "inception_score", "lpips_diversity", "fd_dinov2"}
+    a, b = (opened[0].extractor(images).astype(np.float64) for images in (drawn, real))
+    assert scores["fid"].value == pytest.approx(frechet_distance(a, b), rel=1e-6)
+    assert in_their_span(a, b)[0].shape == (24, 48)  # 48 rows of 2048 features span 48 directions
+
+
+def test_published_weights_that_are_not_there_stop_the_stage_before_anything_is_scored(context, scores):
+    config = context.config.model_copy(
+        update={"evaluate": context.config.evaluate.model_copy(update={"extractors": ("inception_v3_fid",)})}
+    )
+    before = (context.work / "scores" / "scores.json").read_bytes()
+    with pytest.raises(DataError, match="no weights of inception_v3_fid are on this machine"):
+        evaluate.run(replace(context, config=config))
+    assert (context.work / "scores" / "scores.json").read_bytes() == before
 
 
 def test_the_teachers_budgets_count_both_guidance_branches():

@@ -11,8 +11,8 @@ from mlx_tasks.metrics.image_text import (
     PAD,
     ImageTextConfig,
     ImageTextModel,
-    clip_scores,
     contrastive_loss,
+    image_text_scores,
     load_image_text,
     save_image_text,
     similarities,
@@ -103,7 +103,7 @@ def test_it_learns_and_tells_captions_apart_on_fresh_images(trained):
     assert (found.choices, found.chance) == (4, 0.25)
     assert found.accuracy.value > 0.9 and found.accuracy.low > 0.8
     wrong = [CAPTIONS[(k + 1) % 4] for k in kinds]
-    assert clip_scores(model, images, captions).mean() > clip_scores(model, images, wrong).mean() + 20
+    assert image_text_scores(model, images, captions).mean() > image_text_scores(model, images, wrong).mean() + 20
 
 
 def test_an_untrained_model_picks_captions_by_chance():
@@ -120,7 +120,7 @@ def test_the_score_is_a_hundred_times_the_positive_cosine(trained):
     images, _, captions = _shapes(30, 5)
     cosines = similarities(trained[0], images, captions)
     assert (abs(cosines) <= 1 + 1e-6).all()
-    np.testing.assert_allclose(clip_scores(trained[0], images, captions), 100 * np.maximum(cosines, 0))
+    np.testing.assert_allclose(image_text_scores(trained[0], images, captions), 100 * np.maximum(cosines, 0))
 
 
 def test_training_again_gives_the_same_weights():

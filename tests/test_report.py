@@ -15,6 +15,7 @@ from mlx_tasks import hardware
 from mlx_tasks.config import Config
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.files import read_json, write_json
+from mlx_tasks.metrics.ladder import check_ladder
 from mlx_tasks.metrics.pictures import class_rows, png_bytes, tile
 from mlx_tasks.metrics.winner import choose_winner
 from mlx_tasks.progress import Progress
@@ -38,12 +39,12 @@ def _estimate(value, width=0.15):
 def _row(name, kind, distance, nfe=0, latency=None, **more):
     metrics = {
         "frechet_distance": _estimate(distance),
-        "kid": _estimate(distance / 12),
+        "kernel_distance": _estimate(distance / 12),
         "precision": _estimate(0.9 - min(0.8, distance), 0.04),
         "recall": _estimate(0.91 - min(0.8, 1.3 * distance), 0.04),
         "c2st_accuracy": _estimate(min(1.0, 0.5 + 1.5 * distance), 0.05),
         "c2st_p_value": {"value": 0.2, "low": None, "high": None},
-        "clip_score": _estimate(88 - 20 * min(1, distance), 0.02),
+        "image_text_score": _estimate(88 - 20 * min(1, distance), 0.02),
     }
     row = {"candidate": name, "kind": kind, "solver": None, "grid": None, "nfe": nfe, "steps": 0, "refused": ""}
     row |= {"metrics": metrics, "latency_ms": latency, "parameters": None, "size_mb": None, "samples": 400, "seed": 0}
@@ -59,6 +60,7 @@ def _scores():
         for name, value in {
             "real": 0.0171,
             "class-missing": 0.0312,
+            "noisy": 0.034,
             "gaussian": 0.131,
             "blurred": 1.17,
             "noise": 6.3,
@@ -90,6 +92,7 @@ def _scores():
     return {
         "rows": rows,
         "winner": choose_winner(rows),
+        "sanity": check_ladder(rows),
         "teacher": "teacher-dpmpp_2m-karras-nfe32",
         "left_out": [{"name": "teacher-ddim-uniform-nfe1", "reason": "1 evaluations pay for no step"}],
         "setup": {
@@ -103,7 +106,7 @@ def _scores():
             "noise_seed": 1234567,
             "dataset": "9f2c",
             "hardware": hardware.detect().as_dict(),
-            "no_clip_score_because": "",
+            "no_image_text_score_because": "",
             "image_text": {
                 "trained": True,
                 "training_pairs": 1168,

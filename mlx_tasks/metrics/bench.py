@@ -38,6 +38,7 @@ class Bench:
     Attributes:
         judge: the held-out images and the scores against them.
         train: the training split, from which the reference sets are made.
+        validation: images that no stage trains on and nothing is scored against.
         labels: (N,) the class of each image wanted, those of the held-out images.
         conditional: whether models are told the class.
         noise_seed: of every candidate's noise: all start from the same.
@@ -48,6 +49,7 @@ class Bench:
 
     judge: Judge
     train: ImageSet
+    validation: ImageSet
     labels: np.ndarray
     conditional: bool
     noise_seed: int

@@ -1,4 +1,4 @@
-"""A small image-text model: images and captions of any script in one space, behind the CLIP score."""
+"""A small image-text model: images and captions of any script in one space, behind the image-text score."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ def similarities(model: ImageTextModel, images: np.ndarray, captions: list[str],
     return (images_array(model, images, batch_size) * texts[rows]).sum(axis=1)
 
 
-def clip_scores(model: ImageTextModel, images: np.ndarray, captions: list[str]) -> np.ndarray:
-    """(N,) CLIP score of each pair: 100 * max(cos, 0).
+def image_text_scores(model: ImageTextModel, images: np.ndarray, captions: list[str]) -> np.ndarray:
+    """(N,) image-text score of each pair: 100 * max(cos, 0); CLIPScore's form in another model's space.
 
     Source: Hessel et al. 2021, Eq. 1, with torchmetrics' weight of 100 instead of 2.5.
     """

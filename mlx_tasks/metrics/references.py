@@ -68,6 +68,13 @@ def blurred(images: np.ndarray) -> np.ndarray:
     return np.rint(gaussian_filter(images.astype(np.float64), (0, sigma, sigma, 0), mode="nearest")).astype(np.uint8)
 
 
+def noisy(images: np.ndarray, seed: int, share: float = 0.1) -> np.ndarray:
+    """Real images with Gaussian grain of `share` of the range, rounded: right shapes, wrong surface."""
+    generator = np.random.Generator(np.random.PCG64([seed, 14]))
+    grain = generator.normal(0.0, 255 * share, images.shape)
+    return np.rint(np.clip(images + grain, 0, 255)).astype(np.uint8)
+
+
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Uniform noise, uint8: the worst a sampler can score."""
     return np.random.Generator(np.random.PCG64([seed, 13])).integers(0, 256, shape, dtype=np.uint8)

@@ -46,6 +46,7 @@ def rescore(bundle: Bundle, test: ImageSet, setup: dict[str, Any]) -> Score:
     from mlx_tasks.metrics.bootstrap import centred_bootstrap
     from mlx_tasks.metrics.frechet import frechet_distance
     from mlx_tasks.metrics.random_conv import RandomConvFeatures
+    from mlx_tasks.metrics.references import held_out_rows
     from mlx_tasks.samplers.bundle_sampler import bundle_noise, sample_bundle
 
     sampler = bundle.sampler
@@ -57,8 +58,7 @@ def rescore(bundle: Bundle, test: ImageSet, setup: dict[str, Any]) -> Score:
             f"{ours[0]} x {ours[0]} x {ours[1]} of {len(ours[2])}, or classes of other names"
         )
     count = setup["samples"]
-    # The rows that the evaluate stage takes of the test split.
-    rows = np.sort(np.random.Generator(np.random.PCG64([setup["seed"], 20])).permutation(len(test))[:count])
+    rows = held_out_rows(len(test), count, setup["seed"])
     labels = test.labels[rows] if ours[2] else None
     drawn = sample_bundle(bundle, bundle_noise(bundle, setup["noise_seed"], range(count)), labels).images
     space = RandomConvFeatures(ours[1], setup["feature_space"]["seed"])

@@ -20,12 +20,12 @@ LICENCES = {
 
 MEANING = {
     "frechet_distance": "distance of the Gaussians fitted to features of drawn and held-out images; lower is better",
-    "kid": "kernel distance of the same features, unbiased; around zero is best",
+    "kernel_distance": "kernel distance of the same features, unbiased; around zero is best",
     "precision": "share of drawn images that lie among held-out ones",
     "recall": "share of held-out images that lie among drawn ones; low where classes or styles are missing",
     "c2st_accuracy": "how often a classifier tells drawn from held-out images; 0.5 is best",
     "c2st_p_value": "chance of an accuracy as high if there were no difference",
-    "clip_score": "agreement of image and caption in a small image-text model",
+    "image_text_score": "agreement of image and caption in a small image-text model",
     "latency_ms": "milliseconds for one batch on the device below",
 }
 
@@ -117,7 +117,8 @@ def _scores(winner: Winner, references: dict[str, dict[str, Any]], lineage: dict
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
     return (
         f"Estimate with its {level} interval, at most {count} drawn images against as many held-out ones; Frechet "
-        "distance and KID live in an untrained random-convolution space and compare only with each other.\n\n" + table
+        "distance and kernel distance live in a space of untrained convolutions and compare only with each other.\n\n"
+        + table
     )
 
 

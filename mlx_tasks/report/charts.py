@@ -12,6 +12,8 @@ from mlx_tasks.report.svg import Axis, axis_over, element, frame, label, mark, n
 
 REFERENCE_NAMES = {
     "reference-real": "real images",
+    "reference-held-out": "held-out images",
+    "reference-noisy": "with grain",
     "reference-class-missing": "a class missing",
     "reference-gaussian": "pixel Gaussian",
     "reference-blurred": "blurred",

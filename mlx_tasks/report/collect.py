@@ -44,6 +44,7 @@ def collect(root: Path) -> dict[str, Any]:
         "run": _run(root, found),
         "winner": winner,
         "teacher": teacher,
+        "ladder": _ladder(found["scores"]),
         "references": {
             name: {"name": REFERENCE_NAMES.get(name, name), "metrics": row["metrics"]}
             for name, row in rows.items()
@@ -56,6 +57,21 @@ def collect(root: Path) -> dict[str, Any]:
     }
     report["sentences"] = sentences(report)
     return report
+
+
+def _ladder(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """One row a metric that was put to the sanity ladder: its values by reference set, and whether it is trusted."""
+    if not scores:
+        return []
+    sets = {row["candidate"]: row["metrics"] for row in scores["rows"] if row["kind"] == "reference"}
+    return [
+        {
+            "metric": metric,
+            **judged,
+            "values": {name: metrics.get(metric, {}).get("value") for name, metrics in sets.items()},
+        }
+        for metric, judged in (scores.get("sanity") or {}).items()
+    ]
 
 
 def sentences(report: dict[str, Any]) -> list[str]:
@@ -86,6 +102,9 @@ def sentences(report: dict[str, Any]) -> list[str]:
         )
     if report["schedules"]:
         told.append(report["schedules"]["verdict"])
+    distrusted = [row["metric"] for row in report["ladder"] if not row["trusted"]]
+    if distrusted:
+        told.append(f"Not to be trusted on this dataset: {', '.join(distrusted).replace('_', ' ')} (sanity ladder).")
     if verdict:
         told.append(
             "The gate passed it."

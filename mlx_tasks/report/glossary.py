@@ -11,9 +11,9 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "in another space and do not compare either.",
     ),
     (
-        "KID",
-        "Kernel distance: the same question without the assumption of a Gaussian cloud, and without bias at small "
-        "counts. 0, or slightly below it, means no difference was found.",
+        "Kernel distance",
+        "The same question as the Frechet distance, without the assumption of a Gaussian cloud, and without bias at "
+        "small counts. 0, or slightly below it, means no difference was found.",
     ),
     (
         "Precision",
@@ -29,10 +29,31 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "difference. 1.0 is certainty. Its p-value is the chance of such an accuracy if there were no difference.",
     ),
     (
-        "CLIP score",
+        "Image-text score",
         "How well images fit their captions, 0 to 100, as judged by a small image-text model trained on this "
         "dataset's captions. What it is worth is said beside it: how often that model picks the right caption of "
         "a held-out image, and its score for captions that were shuffled.",
+    ),
+    (
+        "Learned features",
+        "The Frechet distance again, in the features of a small network that learned to take noise out of this "
+        "dataset's training images. It sees shapes better than random convolutions do; its values compare only "
+        "between candidates scored with the same network.",
+    ),
+    (
+        "Density, coverage",
+        "Precision and recall's steadier relatives: how many real neighbourhoods a generated image lies in, on "
+        "average (about 1 is best), and the share of real neighbourhoods that hold a generated image.",
+    ),
+    (
+        "Near copies",
+        "The share of generated images that lie nearer to a training image than 5 % of held-out real images do. "
+        "About 0.05 is what fresh images score; much more means that training images are being copied.",
+    ),
+    (
+        "Sanity ladder",
+        "Sets of known worth (real images, the same with grain, blurred, a class missing, a Gaussian, noise) that "
+        "every metric must put in order before its word counts.",
     ),
     (
         "Interval [low, high]",

@@ -22,7 +22,16 @@ from mlx_tasks.metrics.candidates import (
     schedule_candidates,
     teacher_candidates,
 )
-from mlx_tasks.metrics.references import blurred, class_gaussians, class_missing, held_out_rows, matching_real, noise
+from mlx_tasks.metrics.ladder import check_ladder, deciding_metric
+from mlx_tasks.metrics.references import (
+    blurred,
+    class_gaussians,
+    class_missing,
+    held_out_rows,
+    matching_real,
+    noise,
+    noisy,
+)
 from mlx_tasks.metrics.row_store import RowStore
 from mlx_tasks.metrics.scoring import Judge
 from mlx_tasks.metrics.winner import choose_winner
@@ -36,7 +45,8 @@ LARGEST_BATCH = {"cpu": 64, "cuda": 256, "metal": 256}
 def run(context: StageContext) -> None:
     """Score teacher, students and the searched student on their grids; write work/scores/ and metrics/evaluate.json.
 
-    scores.json: `rows` (one a candidate or reference set), `winner` (metrics/winner.py), `left_out` (combinations not
+    scores.json: `rows` (one a candidate or reference set), `winner` (metrics/winner.py), `sanity` (which
+    metrics passed the ladder, metrics/ladder.py), `left_out` (combinations not
     scored, each with its reason), `setup` (what the numbers were measured with). Every finished row is kept in the
     checkpoints, so that a killed evaluation goes on with the next one.
     """
@@ -56,7 +66,9 @@ def run(context: StageContext) -> None:
         rows.append(kept)
         _tell(context, rows, total)
 
-    winner = choose_winner(rows)
+    sanity = check_ladder(rows)
+    metric, why = deciding_metric(sanity)
+    winner = choose_winner(rows, metric) | {"because": why}
     by_name = {candidate.name: candidate for candidate in candidates}
     best_teacher = min(
         (row for row in rows if row["kind"] == "teacher"),
@@ -75,6 +87,7 @@ def run(context: StageContext) -> None:
                 "rows": rows,
                 "winner": winner,
                 "teacher": best_teacher["candidate"] if best_teacher else None,
+                "sanity": sanity,
                 "left_out": [asdict(one) for one in left_out],
                 "setup": setup,
             },
@@ -87,11 +100,14 @@ def run(context: StageContext) -> None:
 
 def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
     """The bench, and what it is, for scores.json."""
+    from mlx_tasks.metrics.extractors.self_supervised import load_features
     from mlx_tasks.metrics.image_text import load_image_text
+    from mlx_tasks.metrics.published import open_published
     from mlx_tasks.metrics.random_conv import RandomConvFeatures
 
     config, work = context.config, context.work
     train = load_split(work / "dataset", config.resolution, "train")
+    validation = load_split(work / "dataset", config.resolution, "validation")
     test = load_split(work / "dataset", config.resolution, "test")
     count = min(config.evaluate.samples, len(test))
     if count < 10:
@@ -102,18 +118,37 @@ def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
     facts = read_json(work / "image_text" / "model.json")
     image_text = load_image_text(work / "image_text") if facts["trained"] else None
     space = RandomConvFeatures(real.shape[-1])
+    embedded = load_features(work / "features")
+    captions = [test.captions[i] for i in rows] if conditional else None
+    level, resamples, seed = config.evaluate.confidence, config.evaluate.bootstrap, config.seed
+    published = open_published(
+        config.evaluate.extractors,
+        config.evaluate.weights,
+        real,
+        captions if len(set(captions or ())) > 1 else None,
+        labels if conditional else None,
+        resamples,
+        level,
+        seed,
+    )
+    fresh = validation.images if len(validation) >= 20 else None
     noise_seed = int.from_bytes(hashlib.blake2b(f"{config.seed}/evaluate".encode(), digest_size=4).digest(), "big")
     judge = Judge(
         real,
         space(real),
         space,
-        [test.captions[i] for i in rows] if conditional else None,
+        captions,
         image_text,
-        config.evaluate.bootstrap,
-        config.evaluate.confidence,
-        config.seed,
+        resamples,
+        level,
+        seed,
+        None if fresh is None else space(train.images),
+        None if fresh is None else space(fresh),
+        embedded,
+        embedded(real),
+        tuple(published),
     )
-    no_clip = facts.get("reason") or ("" if conditional else "images are not drawn to captions")
+    no_score = facts.get("reason") or ("" if conditional else "images are not drawn to captions")
     setup = {
         "samples": count,
         "samples_asked": config.evaluate.samples,
@@ -130,12 +165,15 @@ def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
         "hardware": context.hardware.as_dict(),
         "dataset": read_json(work / "dataset" / "summary.json").get("fingerprint"),
         "feature_space": {"name": "random_conv", "seed": space.seed, "dimension": int(judge.real_features.shape[1])},
+        "embedded_space": embedded.identity,
+        "published": [one.identity for one in published],
         "image_text": facts,
-        "no_clip_score_because": no_clip,
+        "no_image_text_score_because": no_score,
     }
     bench = Bench(
         judge,
         train,
+        validation,
         labels,
         conditional,
         noise_seed,
@@ -152,6 +190,7 @@ def _inputs_digest(context: StageContext, setup: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([setup, context.config.dump()], sort_keys=True).encode())
     sources = [p for part in ("metrics", "samplers", "models", "diffusion") for p in (package / part).rglob("*.py")]
     inputs = [*context.work.glob("*/digests.json"), *context.work.glob("students/*/digests.json")]
+    inputs += [p for p in (context.work / "features" / "model.safetensors",) if p.is_file()]
     inputs += [p for p in (context.work / "schedules" / "schedules.json",) if p.is_file()]
     for path in sorted([*sources, *inputs, Path(__file__)]):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
@@ -205,6 +244,12 @@ def _reference_sets(bench: Bench, left_out: list[LeftOut]) -> dict[str, Callable
         sets["reference-class-missing"] = lambda: class_missing(images, labels, wanted, seed)
     else:
         left_out.append(LeftOut("reference-class-missing", "there is one class, or there are none"))
+    held_out = bench.validation
+    if set(wanted.tolist()) <= set(held_out.labels.tolist()):
+        sets["reference-held-out"] = lambda: matching_real(held_out.images, held_out.labels, wanted, seed)
+    else:
+        left_out.append(LeftOut("reference-held-out", "the validation split lacks a class that the test split has"))
+    sets["reference-noisy"] = lambda: noisy(matching_real(images, labels, wanted, seed), seed)
     sets["reference-gaussian"] = lambda: class_gaussians(images, labels, wanted, seed)
     sets["reference-blurred"] = lambda: blurred(matching_real(images, labels, wanted, seed))
     sets["reference-noise"] = lambda: noise(bench.judge.real.shape, seed)

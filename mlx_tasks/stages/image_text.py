@@ -1,4 +1,4 @@
-"""Stage `image_text`: the small image-text model behind the CLIP score, and what that score is worth."""
+"""Stage `image_text`: the small image-text model behind the image-text score, and what that score is worth."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def run(context: StageContext) -> None:
     """Train on the training split's captions, judge on the test split's, write work/image_text/.
 
     model.json holds the model's config, `trained`, and how well it tells captions apart: `retrieval` (share of test
-    images whose own caption beats those of other classes, with interval and chance), the CLIP score of true captions
-    and of the same captions shuffled. Where captions say nothing (fewer than two different ones), `trained` is false
-    with a `reason`, and no CLIP score is given anywhere.
+    images whose own caption beats those of other classes, with interval and chance), the image-text score of true
+    captions and of the same captions shuffled. Where captions say nothing (fewer than two different ones), `trained`
+    is false with a `reason`, and no image-text score is given anywhere.
     """
-    from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, clip_scores, save_image_text
+    from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, image_text_scores, save_image_text
     from mlx_tasks.metrics.image_text_training import retrieval, train_image_text
 
     config, folder = context.config, context.work / "image_text"
@@ -50,8 +50,8 @@ def run(context: StageContext) -> None:
         "training_pairs": len(train),
         "test_pairs": len(test),
         "retrieval": {**found.accuracy.as_dict(), "choices": found.choices, "chance": found.chance},
-        "true_captions": float(clip_scores(model, images, test.captions).mean()),
-        "shuffled_captions": float(clip_scores(model, images, shuffled).mean()),
+        "true_captions": float(image_text_scores(model, images, test.captions).mean()),
+        "shuffled_captions": float(image_text_scores(model, images, shuffled).mean()),
     }
     with atomic_folder(folder) as fresh:
         save_image_text(model, fresh, facts)
@@ -64,8 +64,8 @@ def run(context: StageContext) -> None:
         0,
     )
     context.progress.say(
-        f"retrieval {found.accuracy.value:.3f} of {found.choices} (chance {found.chance:.2f}); CLIP score of true "
-        f"captions {facts['true_captions']:.1f}, of shuffled ones {facts['shuffled_captions']:.1f}"
+        f"retrieval {found.accuracy.value:.3f} of {found.choices} (chance {found.chance:.2f}); image-text score of "
+        f"true captions {facts['true_captions']:.1f}, of shuffled ones {facts['shuffled_captions']:.1f}"
     )
 
 
