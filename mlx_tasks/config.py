@@ -254,6 +254,9 @@ class Limit(Branch):
     metric: str = Field(min_length=1, description="A metric of scores.json.")
     direction: Literal["below", "above"] = Field(description="Which side of the limit is good.")
     limit: float = Field(description="The limit, in the metric's own unit.")
+    optional: bool = Field(
+        default=False, description="Leave the rule out where the metric failed the sanity ladder, instead of refusing."
+    )
 
 
 class Gate(Branch):
@@ -267,8 +270,9 @@ class Gate(Branch):
         ),
         description="Rules on the winner's scores, each of which must hold.",
     )
-    not_worse_than_champion: bool = Field(
-        default=True, description="Refuse if the champion's Frechet distance is better."
+    not_worse: tuple[str, ...] = Field(
+        default=("frechet_distance",),
+        description="Metrics in which the winner must not be worse than the champion beyond the noise.",
     )
     promote: bool = Field(default=True, description="Whether a winner that passes becomes champion.")
 

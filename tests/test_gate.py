@@ -21,7 +21,7 @@ def fd(value, low=None, high=None):
 
 def test_the_default_rules_pass_good_scores():
     verdict = judge(fd(0.06, 0.05, 0.07), Gate().limits)
-    assert verdict.passed and verdict.reasons == () and verdict.champion is None
+    assert verdict.passed and verdict.reasons == () and verdict.champion == ()
     assert [rule.metric for rule in verdict.rules] == ["frechet_distance", "recall", "latency_ms"]
     assert (verdict.rules[0].value, verdict.rules[0].low, verdict.rules[0].high) == (0.06, 0.05, 0.07)
 
@@ -69,39 +69,39 @@ def test_no_rules_and_no_champion_pass():
     ("value", "passed"), [(0.05, True), (0.06, True), (0.07, True), (math.nextafter(0.07, 1), False), (0.2, False)]
 )
 def test_worse_than_the_champion_means_beyond_its_interval(value, passed):
-    champion = Champion("3", Score(0.06, 0.05, 0.07))
+    champion = Champion("3", {"frechet_distance": Score(0.06, 0.05, 0.07)})
     verdict = judge(fd(value), [], champion)
-    assert verdict.passed is passed and verdict.champion["passed"] is passed
-    assert verdict.champion["version"] == "3" and verdict.champion["value"] == 0.06
+    assert verdict.passed is passed and verdict.champion[0]["passed"] is passed
+    assert verdict.champion[0]["version"] == "3" and verdict.champion[0]["value"] == 0.06
     if not passed:
         assert "worse than champion version 3's 0.06" in verdict.reasons[0]
 
 
 def test_a_champion_without_an_interval_is_compared_by_its_value():
-    assert judge(fd(0.06), [], Champion("3", Score(0.06))).passed
-    assert not judge(fd(0.0601), [], Champion("3", Score(0.06))).passed
+    assert judge(fd(0.06), [], Champion("3", {"frechet_distance": Score(0.06)})).passed
+    assert not judge(fd(0.0601), [], Champion("3", {"frechet_distance": Score(0.06)})).passed
 
 
 def test_a_champion_that_cannot_be_compared_refuses_and_says_how_to_go_on():
-    verdict = judge(fd(0.01), [BELOW], Champion("3", None, "it was scored on another dataset"))
+    verdict = judge(fd(0.01), [BELOW], Champion("3", why_not="it was scored on another dataset"))
     assert not verdict.passed
     assert "version 3: it was scored on another dataset" in verdict.reasons[0]
-    assert "gate.not_worse_than_champion" in verdict.reasons[0]
+    assert "gate.not_worse" in verdict.reasons[0]
     json.dumps(verdict.to_dict(), allow_nan=False)
 
 
 def test_a_champions_nan_refuses_like_no_score():
-    assert not judge(fd(0.01), [], Champion("3", Score(float("nan"), 0.0, float("nan")))).passed
+    assert not judge(fd(0.01), [], Champion("3", {"frechet_distance": Score.of(float("nan"))})).passed
 
 
 def test_a_candidate_without_a_frechet_distance_cannot_beat_a_champion():
-    verdict = judge({"recall": 0.9}, [], Champion("3", Score(0.06, 0.05, 0.07)))
+    verdict = judge({"recall": 0.9}, [], Champion("3", {"frechet_distance": Score(0.06, 0.05, 0.07)}))
     assert not verdict.passed and "no finite value to compare" in verdict.reasons[0]
 
 
 def test_the_champion_is_left_out_when_no_comparison_is_asked_for():
-    verdict = judge(fd(9.0), [], Champion("3", Score(0.06)), compare=False)
-    assert verdict.passed and verdict.champion is None
+    verdict = judge(fd(9.0), [], Champion("3", {"frechet_distance": Score(0.06)}), not_worse=())
+    assert verdict.passed and verdict.champion == ()
 
 
 @given(
@@ -134,3 +134,39 @@ def test_a_better_value_never_turns_a_pass_into_a_refusal(value, gain):
     rules = [BELOW]
     if judge({"frechet_distance": value}, rules).passed:
         assert judge({"frechet_distance": value - gain}, rules).passed
+
+
+DISTRUSTED = {"frechet_distance": {"trusted": False, "broken": ["real should score better than gaussian: 2 against 1"]}}
+
+
+def test_a_metric_that_failed_the_sanity_ladder_steers_nothing():
+    refused = judge(fd(0.01), [BELOW], sanity=DISTRUSTED)
+    assert not refused.passed and "failed the sanity ladder" in refused.reasons[0]
+    assert "real should score better than gaussian" in refused.reasons[0]
+    champion = Champion("3", {"frechet_distance": Score(0.5)})
+    compared = judge(fd(0.01), [], champion, sanity=DISTRUSTED)
+    assert not compared.passed and "take it out of gate.not_worse" in compared.reasons[0]
+    assert judge(fd(0.01), [BELOW], champion, sanity={"frechet_distance": {"trusted": True, "broken": []}}).passed
+
+
+def test_an_optional_rule_is_left_out_where_its_metric_is_not_trusted_and_holds_where_it_is():
+    optional = Limit(metric="frechet_distance", direction="below", limit=0.15, optional=True)
+    left_out = judge(fd(0.9), [optional], sanity=DISTRUSTED)
+    assert left_out.passed and left_out.rules[0].note.startswith("left out: frechet_distance failed")
+    assert not judge(fd(0.9), [optional]).passed
+
+
+def test_not_worse_may_name_any_metric_in_its_own_direction():
+    scores = {"recall": {"value": 0.6, "low": 0.55, "high": 0.65}, "kernel_distance": 0.01}
+    champion = Champion("3", {"recall": Score(0.8, 0.75, 0.85), "kernel_distance": Score(0.2, 0.1, 0.3)})
+    verdict = judge(scores, [], champion, not_worse=("recall", "kernel_distance"))
+    assert [one["passed"] for one in verdict.champion] == [False, True]
+    assert verdict.champion[0]["difference"]["verdict"] == "worse"
+    assert verdict.reasons[0].startswith("recall 0.6 is worse than champion version 3's 0.8 beyond the noise")
+    close = judge(scores | {"recall": {"value": 0.74, "low": 0.68, "high": 0.8}}, [], champion, not_worse=("recall",))
+    assert close.passed and close.champion[0]["difference"]["verdict"] == "inside the noise"
+
+
+def test_a_score_that_the_champion_lacks_refuses_by_name():
+    verdict = judge({"fid": 3.0}, [], Champion("3", {"frechet_distance": Score(0.1)}), not_worse=("fid",))
+    assert verdict.reasons[0].startswith("fid cannot be compared with champion version 3: it has no such score")

@@ -12,13 +12,14 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mlx_tasks import hardware
-from mlx_tasks.config import Config
+from mlx_tasks.config import Config, Gate
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.metrics.ladder import check_ladder
 from mlx_tasks.metrics.pictures import class_rows, png_bytes, tile
 from mlx_tasks.metrics.winner import choose_winner
 from mlx_tasks.progress import Progress
+from mlx_tasks.registry.gate import Champion, Score, judge
 from mlx_tasks.report.charts import interval
 from mlx_tasks.report.collect import SOURCES, collect
 from mlx_tasks.report.render import duration, render
@@ -236,17 +237,13 @@ def _schedules():
 
 
 def _verdict(passed=True):
-    rules = [
-        {"metric": "frechet_distance", **_estimate(0.069), "direction": "below", "limit": 0.15, "passed": True},
-        {"metric": "recall", **_estimate(0.82, 0.04), "direction": "above", "limit": 0.3, "passed": passed},
-        {"metric": "latency_ms", **_estimate(1.72), "direction": "below", "limit": 2000.0, "passed": True},
-    ]
-    champion = {"version": "3", "metric": "frechet_distance", **_estimate(0.075), "how": "stored", "passed": True}
+    champion = Champion("3", {"frechet_distance": Score(*_estimate(0.075).values())})
+    scores = {"frechet_distance": _estimate(0.069), "latency_ms": 1.72}
+    scores["recall"] = _estimate(0.82 if passed else 0.2, 0.04)
+    judged = judge(scores, Gate().limits, champion).to_dict()
+    assert judged["passed"] == passed
     return {
-        "passed": passed,
-        "reasons": [] if passed else ["recall is 0.2, must be at least 0.3"],
-        "rules": rules,
-        "champion": champion,
+        **judged,
         "candidate": "student-steps4",
         "registered": {"name": "digits-sampler", "version": "4", "aliases": ["challenger", "champion"]},
         "promoted": passed,

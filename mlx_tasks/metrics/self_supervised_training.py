@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -76,7 +77,8 @@ def train_features(
     for step in range(steps):
         generator = np.random.Generator(np.random.PCG64([seed, step, 7]))
         clean = images[generator.choice(len(images), batch_size, replace=False)].astype(np.float32)
-        sigma = np.exp(generator.uniform(*np.log(SIGMAS), (batch_size, 1, 1, 1)))
+        low, high = math.log(SIGMAS[0]), math.log(SIGMAS[1])
+        sigma = np.exp(generator.uniform(low, high, (batch_size, 1, 1, 1)))
         noisy = (clean + sigma * generator.standard_normal(clean.shape)) / np.sqrt(1 + sigma**2)
         loss, gradients = loss_and_gradients(mx.array(noisy.astype(np.float32)), mx.array(clean))
         optimizer.update(model, gradients)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-CHAMPION_METRIC = "frechet_distance"
-"""What a candidate and the champion are compared by; lower is better."""
+from mlx_tasks.metrics.ladder import HIGHER_IS_BETTER
+from mlx_tasks.metrics.significance import difference_of_intervals
 
 
 class Rule(Protocol):
@@ -20,6 +20,8 @@ class Rule(Protocol):
     def direction(self) -> Literal["below", "above"]: ...
     @property
     def limit(self) -> float: ...
+    @property
+    def optional(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,20 @@ class Champion:
 
     Attributes:
         version: its version in the registry.
-        score: its Frechet distance under the candidate's conditions; None where it cannot be had.
-        why_not: the reason, where `score` is None.
+        scores: metric -> score under the candidate's conditions, of those that can be had.
+        why_not: the reason, where a score cannot be had.
         how: "stored" (scored earlier under equal conditions) or "scored again" (now, under the candidate's).
     """
 
     version: str
-    score: Score | None
+    scores: Mapping[str, Score] = field(default_factory=dict)
     why_not: str = ""
     how: str = "stored"
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule, the value it met, and whether it holds."""
+    """One rule, the value it met, whether it holds, and a note where the value was not what decided."""
 
     metric: str
     value: float | None
@@ -68,6 +70,7 @@ class RuleResult:
     direction: str
     limit: float
     passed: bool
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,13 @@ class Verdict:
         passed: whether every rule holds.
         reasons: why not, one sentence a rule that does not hold; empty if it passed.
         rules: every rule with its value.
-        champion: the comparison with the champion, or None where there is none or none was asked for.
+        champion: a comparison with the champion for each metric asked for; empty where there is no champion.
     """
 
     passed: bool
     reasons: tuple[str, ...]
     rules: tuple[RuleResult, ...]
-    champion: dict[str, Any] | None
+    champion: tuple[dict[str, Any], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -92,41 +95,66 @@ class Verdict:
             "passed": self.passed,
             "reasons": list(self.reasons),
             "rules": [asdict(rule) for rule in self.rules],
-            "champion": self.champion,
+            "champion": list(self.champion),
         }
 
 
 def judge(
-    metrics: Mapping[str, Any], rules: Sequence[Rule], champion: Champion | None = None, *, compare: bool = True
+    metrics: Mapping[str, Any],
+    rules: Sequence[Rule],
+    champion: Champion | None = None,
+    *,
+    not_worse: Sequence[str] = ("frechet_distance",),
+    sanity: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Verdict:
-    """Hold a candidate's metrics against the rules and, if `compare`, against the champion.
+    """Hold a candidate's metrics against the rules and, in the metrics of `not_worse`, against the champion.
 
     A rule holds where value <= limit ("below") or value >= limit ("above"); the value is the plain estimate, its
     interval is only reported. A metric that is missing or not finite holds no rule. Against the champion a candidate
-    fails where its Frechet distance lies above the upper end of the champion's interval: a rise within the champion's
-    own uncertainty is not worse. A champion that has no score under the candidate's conditions refuses, too: nobody
-    can say that the candidate is not worse.
+    fails where it is worse beyond the noise of both (significance.difference_of_intervals, the cautious rule). A
+    champion that has no score under the candidate's conditions refuses, too: nobody can say that the candidate is not
+    worse. A metric that failed the sanity ladder steers nothing: its rule refuses, or is left out if it is optional.
 
     Args:
         metrics: name -> a number, or a mapping with value, low and high.
+        sanity: scores.json's `sanity`; a metric that it does not name was not put to the ladder and is taken as is.
     """
-    results, reasons = [], []
+    results, reasons, comparisons = [], [], []
     for rule in rules:
         score = Score.of(metrics.get(rule.metric))
         good = score.value is not None and (
             score.value <= rule.limit if rule.direction == "below" else score.value >= rule.limit
         )
+        note = _distrust(rule.metric, sanity)
+        reason = "" if good else _refusal(rule, score, metrics)
+        if note and rule.optional:
+            good, reason, note = True, "", f"left out: {note}"
+        elif note:
+            good, reason = False, f"{note}; make the rule optional, or use another metric"
         results.append(
-            RuleResult(rule.metric, score.value, score.low, score.high, rule.direction, float(rule.limit), good)
+            RuleResult(rule.metric, score.value, score.low, score.high, rule.direction, float(rule.limit), good, note)
         )
-        if not good:
-            reasons.append(_refusal(rule, score, metrics))
-    compared = None
-    if champion is not None and compare:
-        compared, reason = _compare(Score.of(metrics.get(CHAMPION_METRIC)), champion)
         if reason:
             reasons.append(reason)
-    return Verdict(not reasons, tuple(reasons), tuple(results), compared)
+    for metric in not_worse if champion is not None else ():
+        assert champion is not None
+        compared, reason = _compare(metric, Score.of(metrics.get(metric)), champion)
+        note = _distrust(metric, sanity)
+        if note:
+            compared["passed"], reason = False, f"{note}; take it out of gate.not_worse"
+        comparisons.append(compared)
+        if reason:
+            reasons.append(reason)
+    return Verdict(not reasons, tuple(reasons), tuple(results), tuple(comparisons))
+
+
+def _distrust(metric: str, sanity: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """Why a metric may not be used here; empty where it may."""
+    judged = (sanity or {}).get(metric)
+    if judged is None or judged["trusted"]:
+        return ""
+    broken = "; ".join(judged["broken"]) or "none of the sets it is asked to order was scored"
+    return f"{metric} failed the sanity ladder on this dataset ({broken})"
 
 
 def _refusal(rule: Rule, score: Score, metrics: Mapping[str, Any]) -> str:
@@ -138,34 +166,44 @@ def _refusal(rule: Rule, score: Score, metrics: Mapping[str, Any]) -> str:
     return f"{rule.metric} is {score.value:.6g}, must be {side} {rule.limit:g}"
 
 
-def _compare(score: Score, champion: Champion) -> tuple[dict[str, Any], str]:
-    theirs = champion.score or Score(None)
-    bound = theirs.high if theirs.high is not None else theirs.value
-    passed = score.value is not None and bound is not None and score.value <= bound
-    if passed:
-        reason = ""
-    elif bound is None:
-        reason = (
-            f"cannot be compared with champion version {champion.version}: {champion.why_not or 'it has no score'}; "
-            "promote by hand, or set gate.not_worse_than_champion to false"
-        )
-    elif score.value is None:
-        reason = f"{CHAMPION_METRIC} has no finite value to compare with champion version {champion.version}"
-    else:
-        reason = (
-            f"{CHAMPION_METRIC} {score.value:.6g} is worse than champion version {champion.version}'s "
-            f"{theirs.value:.6g} beyond its interval (up to {bound:.6g})"
-        )
+def _compare(metric: str, score: Score, champion: Champion) -> tuple[dict[str, Any], str]:
+    theirs = champion.scores.get(metric, Score(None))
     compared = {
         "version": champion.version,
-        "metric": CHAMPION_METRIC,
+        "metric": metric,
         "value": theirs.value,
         "low": theirs.low,
         "high": theirs.high,
-        "how": champion.how if bound is not None else None,
-        "passed": passed,
+        "how": champion.how if theirs.value is not None else None,
+        "difference": None,
+        "passed": False,
     }
+    if theirs.value is None:
+        reason = (
+            f"{metric} cannot be compared with champion version {champion.version}: "
+            f"{champion.why_not or 'it has no such score'}; promote by hand, or take it out of gate.not_worse"
+        )
+        return compared, reason
+    if score.value is None:
+        return compared, f"{metric} has no finite value to compare with champion version {champion.version}"
+    found = difference_of_intervals(_triple(score), _triple(theirs), higher_is_better=metric in HIGHER_IS_BETTER)
+    compared |= {"difference": found.as_dict(), "passed": found.verdict != "worse"}
+    if compared["passed"]:
+        return compared, ""
+    reason = (
+        f"{metric} {score.value:.6g} is worse than champion version {champion.version}'s {theirs.value:.6g} beyond the "
+        f"noise (difference {found.value:+.4g}, interval {found.low:+.4g} to {found.high:+.4g})"
+    )
     return compared, reason
+
+
+def _triple(score: Score) -> tuple[float, float, float]:
+    assert score.value is not None
+    return (
+        score.value,
+        score.value if score.low is None else score.low,
+        score.value if score.high is None else score.high,
+    )
 
 
 def _finite(value: Any) -> float | None:

@@ -128,10 +128,9 @@ def _gate(verdict: dict[str, Any]) -> str:
         f"{'holds' if rule['passed'] else 'does not hold'}"
         for rule in verdict["rules"]
     ]
-    champion = verdict["champion"]
-    if champion:
-        holds = "holds" if champion["passed"] else "does not hold"
-        lines.append(f"- not worse than champion version {champion['version']}: {holds}")
+    for one in verdict["champion"]:
+        holds = "holds" if one["passed"] else "does not hold"
+        lines.append(f"- {one['metric']} not worse than champion version {one['version']}: {holds}")
     reasons = "".join(f"\n- {reason}" for reason in verdict["reasons"])
     answer = "Passed." if verdict["passed"] else f"Refused:{reasons}"
     return "\n".join(lines) + f"\n\n{answer}"

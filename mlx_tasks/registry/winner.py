@@ -23,6 +23,7 @@ class Winner:
         scores: metric -> score.
         references: reference set -> its metrics.
         setup: what the scores were measured with.
+        sanity: which metrics passed the sanity ladder; empty for scores from before there was one.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Winner:
     scores: dict[str, Score]
     references: dict[str, dict[str, Any]]
     setup: dict[str, Any]
+    sanity: dict[str, dict[str, Any]]
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def read_winner(scores: dict[str, Any]) -> Winner:
                 if other["kind"] == "reference"
             },
             scores["setup"],
+            scores.get("sanity") or {},
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"scores.json is not the evaluate stage's ({error!r}): run `mlx-tasks evaluate`") from error

@@ -13,7 +13,7 @@ from mlx_tasks.errors import GateRefused
 from mlx_tasks.files import atomic_write_text, read_json, write_json
 from mlx_tasks.models.bundle import Bundle, bundle_digest, write_bundle
 from mlx_tasks.registry import lineage
-from mlx_tasks.registry.champion import champion_score, rescore
+from mlx_tasks.registry.champion import champion_scores, rescore
 from mlx_tasks.registry.gate import Champion, Verdict, judge
 from mlx_tasks.registry.mlflow_registry import (
     CHALLENGER,
@@ -94,15 +94,16 @@ def _judge(
     `unless`: an earlier verdict, which stands where the champion is still the same; another run may have promoted one.
     """
     gate, name = context.config.gate, context.config.register_.model_name
-    holder = registry.by_alias(name, CHAMPION) if registry and gate.not_worse_than_champion else None
+    holder = registry.by_alias(name, CHAMPION) if registry and gate.not_worse else None
     if holder and holder.tags.get("mlx_tasks.key") == key:
         holder = None  # this very version: an attempt before this one promoted it
     if unless and unless[1] == (holder.version if holder else None):
         return unless
     champion: Champion | None = None
     if registry and holder:
-        champion = champion_score(registry, holder, winner.conditions, score_again)
-    return judge(winner.scores, gate.limits, champion), holder.version if holder else None
+        champion = champion_scores(registry, holder, winner.conditions, gate.not_worse, score_again)
+    verdict = judge(winner.scores, gate.limits, champion, not_worse=gate.not_worse, sanity=winner.sanity)
+    return verdict, holder.version if holder else None
 
 
 def _promote(registry: Registry, version: Version, verdict: Verdict, asked: bool) -> str:
