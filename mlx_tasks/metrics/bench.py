@@ -115,6 +115,9 @@ class Bench:
             "bundle_digest": bundle.digest,
             "refused": candidate.refused,
             "metrics": scores,
+            "per_class": self.judge.per_class(images, self.labels, bundle.sampler.class_names)
+            if self.conditional
+            else {},
             "latency_ms": middle,
             "latency": latency,
             "parameters": sum(value.size for _, value in tree_flatten(bundle.model.parameters())),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +96,19 @@ class Judge:
             each = image_text_scores(self.image_text, images.astype(np.float32) / 127.5 - 1, self.captions)
             scores["image_text_score"] = bootstrap_mean(each, max(self.resamples, 200), self.confidence, self.seed)
         return scores
+
+    def per_class(self, images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """{class: {kernel_distance, count}} of classes with 3 images or more; unbiased, so small counts compare.
+
+        labels: (N,) of the held-out images, which those of `images` match.
+        """
+        features, found = self.space(images), {}
+        for kind in np.unique(labels):
+            rows = labels == kind
+            if rows.sum() >= 3:
+                distance = kid(features[rows], self.real_features[rows], self.confidence)
+                found[names[kind]] = {"kernel_distance": distance.as_dict(), "count": int(rows.sum())}
+        return found
 
     def _frechet(self, features: np.ndarray, real: np.ndarray) -> Estimate:
         return centred_bootstrap(frechet_distance, features, real, self.resamples, self.confidence, self.seed)

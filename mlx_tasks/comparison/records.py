@@ -1,0 +1,210 @@
+"""What a run left, wherever it is kept: its workspace, its commit through DVC, or MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlx_tasks.errors import DataError, StageError
+from mlx_tasks.workspace.paths import Places, run_slug
+
+SCORES, SUMMARY, GRIDS = "work/scores/scores.json", "work/dataset/summary.json", "work/scores/grids"
+Read = Callable[[str], bytes | None]
+"""File of the workspace (relative name) -> its bytes, or None where it is not kept."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        name: as the caller gave it.
+        source: where it was found, in words.
+        params: dotted key -> value, of params.yaml.
+        scores: scores.json.
+        dataset: counts of the dataset, where they are kept.
+        read: any other file of the run.
+    """
+
+    name: str
+    source: str
+    params: dict[str, Any]
+    scores: dict[str, Any]
+    dataset: dict[str, Any] = field(default_factory=dict)
+    read: Read = field(default=lambda _: None, repr=False)
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Candidate -> its row."""
+        return {row["candidate"]: row for row in self.scores["rows"]}
+
+    @property
+    def winner(self) -> dict[str, Any]:
+        """The winner's row."""
+        return self.rows[self.scores["winner"]["candidate"]]
+
+    @property
+    def teacher(self) -> dict[str, Any] | None:
+        """The best teacher sampler's row."""
+        return self.rows.get(self.scores.get("teacher") or "")
+
+    def picture(self, candidate: str) -> bytes | None:
+        """PNG of a candidate's sample grid."""
+        return self.read(f"{GRIDS}/{candidate}.png")
+
+
+def load_record(reference: str, places: Places) -> RunRecord:
+    """The run behind a workspace folder, a run id or slug, a branch or commit, NAME/VERSION, or an MLflow run id.
+
+    Looked for in that order.  Raises: DataError naming where it was looked for.
+    """
+    tried = []
+    for finder in (_from_folder, _from_workspace, _from_git, _from_registry, _from_mlflow):
+        record, why = finder(reference, places)
+        if record is not None:
+            return record
+        tried.append(why)
+    raise DataError(f"no run {reference!r}: " + "; ".join(why for why in tried if why))
+
+
+def make_record(name: str, source: str, read: Read) -> RunRecord:
+    """The record of what `read` gives.  Raises: DataError where there are no scores."""
+    scores = read(SCORES)
+    if scores is None:
+        raise DataError(f"{source} has no {SCORES}: the run did not get to its evaluation")
+    params, summary = read("params.yaml"), read(SUMMARY)
+    return RunRecord(
+        name,
+        source,
+        flat(yaml.safe_load(params)) if params else {},
+        json.loads(scores),
+        json.loads(summary) if summary else {},
+        read,
+    )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+Found = tuple[RunRecord | None, str]
+
+
+def _from_folder(reference: str, places: Places) -> Found:
+    folder = Path(reference).expanduser()
+    if not (folder / SCORES).is_file():
+        return None, ""
+    return make_record(reference, f"workspace {folder}", _folder_reader(folder)), ""
+
+
+def _from_workspace(reference: str, places: Places) -> Found:
+    for slug in (reference, run_slug(reference)):
+        folder = places.workspaces / slug
+        if (folder / SCORES).is_file():
+            return make_record(reference, f"workspace {slug}", _folder_reader(folder)), ""
+    return None, f"no workspace of that name in {places.workspaces}"
+
+
+def _from_git(reference: str, places: Places) -> Found:
+    """Through DVC: the files of a commit, from the cache or the remote."""
+    from mlx_tasks.workspace.git import git
+
+    commit = None
+    for name in (reference, f"runs/{reference}"):
+        with contextlib.suppress(StageError):
+            commit = git(places.repository, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+            break
+    if commit is None:
+        return None, "no branch or commit of that name"
+
+    def read(name: str) -> bytes | None:
+        import dvc.api
+        from dvc.exceptions import DvcException
+
+        config = {"cache": {"dir": str(places.dvc_cache)}} if places.dvc_cache.is_dir() else None
+        if Path(places.dvc_remote).is_dir():
+            remote = {"remote": {"run-remote": {"url": places.dvc_remote}}, "core": {"remote": "run-remote"}}
+            config = {**(config or {}), **remote}
+        try:
+            return dvc.api.read(name, repo=str(places.repository), rev=commit, mode="rb", config=config)
+        except (DvcException, OSError, KeyError):
+            return None
+
+    if read(SCORES) is None:
+        return None, f"commit {commit[:12]} has no scores that DVC can find in its cache or remote"
+    return make_record(reference, f"commit {commit[:12]} through DVC", read), ""
+
+
+def _from_registry(reference: str, places: Places) -> Found:
+    from mlx_tasks.tracking.rest import tracking_uri
+
+    uri = tracking_uri()
+    if uri is None or not ("/" in reference or "@" in reference):
+        return None, ""
+    from mlx_tasks.registry.mlflow_registry import Registry
+
+    try:
+        version = Registry(uri).resolve(reference)
+    except StageError as error:
+        return None, str(error)
+    return _from_mlflow(str(version.run_id), places)
+
+
+def _from_mlflow(reference: str, places: Places) -> Found:
+    """Scores that a run, its parent or a sibling logged; params from what the run recorded."""
+    from mlx_tasks.tracking.rest import MlflowRest, tracking_uri
+
+    uri = tracking_uri()
+    if uri is None:
+        return None, "MLFLOW_TRACKING_URI is not set, so no MLflow run was looked for"
+    with contextlib.closing(MlflowRest(uri)) as rest:
+        try:
+            run = rest.run(reference)
+        except StageError:
+            return None, f"no run of that id at {uri}"
+        tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+        parent = tags.get("mlflow.parentRunId", reference)
+        body = {
+            "experiment_ids": [run["info"]["experiment_id"]],
+            "filter": f"tags.`mlflow.parentRunId` = '{parent}'",
+            "max_results": 100,
+        }
+        for one in [run, *rest.call("POST", "runs/search", body).get("runs", [])]:
+            kept = tempfile.mkdtemp(prefix="mlx-tasks-compare-")
+            rest.get_artifacts(f"{one['info']['artifact_uri']}/scores", Path(kept))
+            if (Path(kept) / "scores.json").is_file():
+                return _from_artifacts(reference, Path(kept), one), ""
+    return None, f"MLflow run {reference} and its siblings logged no scores"
+
+
+def _from_artifacts(reference: str, folder: Path, run: dict[str, Any]) -> RunRecord:
+    def read(name: str) -> bytes | None:
+        path = folder / name.removeprefix("work/scores/")
+        return path.read_bytes() if name.startswith("work/scores/") and path.is_file() else None
+
+    record = make_record(reference, f"MLflow run {run['info']['run_id']}", read)
+    params = {p["key"]: yaml.safe_load(p["value"]) for p in run["data"].get("params", [])}
+    return RunRecord(record.name, record.source, params, record.scores, {}, read)
+
+
+def _folder_reader(folder: Path) -> Read:
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    return read
