@@ -8,6 +8,7 @@ pooling reacts to blur, noise and missing modes in the order in which people do 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,7 +26,7 @@ SCALE = 3.5
 
 
 class RandomConvFeatures:
-    """Maps images to a fixed random feature space.
+    """Maps images to a fixed random feature space; an `Extractor`.
 
     Each level: 3x3 convolution with Gaussian filters of unit norm (those of the first level sum to zero, so that flat
     grey says nothing), a small random bias, ReLU; the mean and the standard deviation of every map in 1x1 and 2x2
@@ -44,6 +45,13 @@ class RandomConvFeatures:
         self.seed = seed
         self.dimension = dimension
         self._projections: dict[int, np.ndarray] = {}
+
+    name = "random_conv"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, seed, sizes: features of equal ones compare, for images of one size."""
+        return {"name": self.name, "seed": self.seed, "channels": self.channels, "dimension": self.dimension}
 
     def __call__(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Features of images: (N, D) float64.
