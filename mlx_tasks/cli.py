@@ -18,6 +18,8 @@ COMMAND_MODULES = (
     "mlx_tasks.serving.commands",
     "mlx_tasks.monitoring.commands",
     "mlx_tasks.comparison.commands",
+    "mlx_tasks.ablation.commands",
+    "mlx_tasks.registry.commands",
     "mlx_tasks.metrics.commands",
 )
 """Modules with `add_commands(subparsers)`, each light to import; a command's own work is imported when it runs."""

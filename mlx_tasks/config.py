@@ -113,7 +113,9 @@ class Train(Branch):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Highest decay of the averaged weights.")
     label_dropout: Fraction = Field(default=0.1, description="Chance that a label is replaced by the empty one.")
-    min_snr_gamma: float = Field(default=5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023).")
+    min_snr_gamma: float | None = Field(
+        default=5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023); null weighs all noise levels alike."
+    )
     guidance_scale: float = Field(
         default=1.5, ge=0, description="Classifier-free guidance: eps_u + scale * (eps_c - eps_u)."
     )

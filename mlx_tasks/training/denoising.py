@@ -11,8 +11,10 @@ from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.training.learner import Batch, Loss
 
 
-def denoising_loss(schedule: NoiseSchedule, min_snr_gamma: float) -> Loss:
+def denoising_loss(schedule: NoiseSchedule, min_snr_gamma: float | None) -> Loss:
     """(model, batch) -> mean of w(t) * |v - model(x_t, t, label)|^2,  w = min(snr, gamma) / (snr + 1).
+
+    Without a gamma w is 1.
 
     batch: x0, eps (B, R, R, C), level (B,) whole timesteps, labels (B,) if the model takes them.
     Source: Salimans & Ho 2022, Appendix D (v); Hang et al. 2023 (w).
@@ -24,8 +26,7 @@ def denoising_loss(schedule: NoiseSchedule, min_snr_gamma: float) -> Loss:
         alpha_b, std_b = per_image(alpha, x0), per_image(std, x0)
         x = x_from_x0_eps(x0, eps, alpha_b, std_b)
         predicted = model(x, t.astype(mx.float32), batch.get("labels"))
-        return weighted_mse(
-            predicted, v_from_x0_eps(x0, eps, alpha_b, std_b), min_snr_weight(alpha, std, min_snr_gamma)
-        )
+        weight = None if min_snr_gamma is None else min_snr_weight(alpha, std, min_snr_gamma)
+        return weighted_mse(predicted, v_from_x0_eps(x0, eps, alpha_b, std_b), weight)
 
     return loss
