@@ -31,7 +31,8 @@ check: setup ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-BENCHMARKS := solver_order cpu_kernels steps_per_second metric_sanity manifest_speed domain_detector
+BENCHMARKS := solver_order cpu_kernels steps_per_second metric_sanity feature_spaces features_per_second \
+  frechet_of_many manifest_speed domain_detector
 
 bench: setup ## the benchmarks that need no run; results go to benchmarks/results/
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
