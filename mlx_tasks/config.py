@@ -239,6 +239,9 @@ class Evaluate(Branch):
     nfe: tuple[Positive, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Network evaluations scored.")
     bootstrap: int = Field(default=100, ge=10, description="Resamples behind each interval.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of each interval.")
+    seeds: int = Field(
+        default=1, ge=1, le=20, description="Noise seeds each candidate is drawn from; above 1 the spread is given too."
+    )
     feature_steps: int = Field(default=400, ge=1, description="Optimiser steps of the built-in feature network.")
     extractors: tuple[str, ...] = Field(
         default=(), description="Published extractors to score with as well (metrics/extractors/registry.py)."

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from mlx_tasks import hardware
@@ -16,7 +17,7 @@ from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.metrics import bench as bench_module
-from mlx_tasks.metrics.candidates import schedule_candidates, teacher_candidates
+from mlx_tasks.metrics.candidates import Candidate, schedule_candidates, teacher_candidates
 from mlx_tasks.metrics.frechet import frechet_distance
 from mlx_tasks.metrics.latency import measure_latency
 from mlx_tasks.metrics.pictures import GAP, class_rows, png_bytes, tile
@@ -414,6 +415,22 @@ def test_published_weights_that_are_not_there_stop_the_stage_before_anything_is_
     with pytest.raises(DataError, match="no weights of inception_v3_fid are on this machine"):
         evaluate.run(replace(context, config=config))
     assert (context.work / "scores" / "scores.json").read_bytes() == before
+
+
+def test_several_noise_seeds_give_the_spread_and_the_first_one_stays_the_score(context, scores):
+    from mlx_tasks.stages.evaluate import _open_bench
+
+    changed = context.config.evaluate.model_copy(update={"seeds": 3, "bootstrap": 10})
+    bench, _ = _open_bench(replace(context, config=context.config.model_copy(update={"evaluate": changed})))
+    row = _row(scores, "student-steps2")
+    candidate = Candidate("student-steps2", "student", row["bundle"], "ddim", "own", tuple(row["timesteps"]), 1.0, 2)
+    found, _ = bench.candidate_row(candidate, scores["rows"])
+    spread = found["over_seeds"]["frechet_distance"]
+    assert spread["values"][0] == pytest.approx(row["metrics"]["frechet_distance"]["value"], rel=1e-6)
+    assert len(set(spread["values"])) == 3 and spread["mean"] == pytest.approx(np.mean(spread["values"]))
+    interval = stats.t.interval(0.95, 2, spread["mean"], stats.sem(spread["values"]))
+    assert (spread["low"], spread["high"]) == (pytest.approx(interval[0]), pytest.approx(interval[1]))
+    assert row["over_seeds"] == {} and set(row["per_class"]) == set(NAMES)
 
 
 def test_the_teachers_budgets_count_both_guidance_branches():

@@ -42,7 +42,10 @@ def test_scores_are_those_of_all_features_at_once(folders, capsys):
     assert told["scores"]["frechet_distance"]["value"] == pytest.approx(frechet_distance(a, b), rel=1e-6)
     assert told["scores"]["kernel_distance"]["value"] == pytest.approx(kid(a, b).value, rel=1e-6)
     assert set(told["scores"]) >= {"precision", "recall", "density", "coverage", "frechet_distance_infinity"}
+    interval = told["scores"]["frechet_distance"]
+    assert interval["low"] < interval["value"] < interval["high"]
     assert any("the counts differ (200 and 150)" in note for note in told["notes"])
+    assert any("on 150 of each" in note for note in told["notes"])
 
 
 def test_saved_statistics_serve_as_the_real_side_and_large_sets_keep_no_features(folders, capsys, monkeypatch):

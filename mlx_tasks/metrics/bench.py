@@ -45,6 +45,7 @@ class Bench:
         root: the workspace, to which bundle folders are relative.
         batch_size: images drawn together.
         latency_batch: images of a timed run.
+        seeds: noise seeds of a candidate; its metrics are the first one's, `over_seeds` says what the others gave.
     """
 
     judge: Judge
@@ -56,6 +57,7 @@ class Bench:
     root: Path
     batch_size: int
     latency_batch: int
+    seeds: int = 1
     _bundles: dict[str, Bundle] = field(default_factory=dict)
 
     def bundle(self, folder: str) -> Bundle:
@@ -115,6 +117,7 @@ class Bench:
             "bundle_digest": bundle.digest,
             "refused": candidate.refused,
             "metrics": scores,
+            "over_seeds": self._over_seeds(candidate, scores),
             "per_class": self.judge.per_class(images, self.labels, bundle.sampler.class_names)
             if self.conditional
             else {},
@@ -146,12 +149,35 @@ class Bench:
         )
         return png_bytes(tile(to_uint8(np.array(strip.images))))
 
-    def _draw(self, candidate: Candidate, indices: range, batch_size: int) -> Samples:
-        """Images of the noises and labels with these indices, the labels taken again from the start past the last."""
+    def _over_seeds(self, candidate: Candidate, first: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """{metric: {mean, low, high, values}} over the noise seeds, with Student's 95 % interval; {} for one seed."""
+        if self.seeds < 2:
+            return {}
+        from scipy.stats import t
+
+        values = {
+            name: [one["value"]] for name, one in first.items() if name not in ("latency_ms", "images_per_second")
+        }
+        for seed in range(1, self.seeds):
+            drawn = self._draw(candidate, range(len(self.judge.real)), self.batch_size, seed)
+            for name, estimate in self.judge.scores(to_uint8(np.array(drawn.images))).items():
+                values[name].append(estimate.value)
+        told = {}
+        for name, found in values.items():
+            mean = float(np.mean(found))
+            half = float(t.ppf(0.975, len(found) - 1) * np.std(found, ddof=1) / len(found) ** 0.5)
+            told[name] = {"mean": mean, "low": mean - half, "high": mean + half, "values": found}
+        return told
+
+    def _draw(self, candidate: Candidate, indices: range, batch_size: int, seed: int = 0) -> Samples:
+        """Images of the noises and labels with these indices, the labels taken again from the start past the last.
+
+        seed: 0 for the noise that all candidates share, above for other noises that they share as well.
+        """
         bundle = self.bundle(candidate.bundle)
         return sample_bundle(
             bundle,
-            bundle_noise(bundle, self.noise_seed, indices),
+            bundle_noise(bundle, (self.noise_seed + seed) % 2**32, indices),
             self.labels[np.array(indices) % len(self.labels)] if self.conditional else None,
             grid_from_timesteps(bundle.schedule, candidate.timesteps),
             candidate.solver,

@@ -9,19 +9,26 @@ from typing import Any
 import numpy as np
 
 from mlx_tasks.errors import DataError
+from mlx_tasks.metrics.bootstrap import centred_bootstrap
 from mlx_tasks.metrics.cmmd import cmmd
 from mlx_tasks.metrics.density_coverage import density_coverage
 from mlx_tasks.metrics.estimate import Estimate
 from mlx_tasks.metrics.fid_infinity import fid_infinity
+from mlx_tasks.metrics.frechet import frechet_distance
 from mlx_tasks.metrics.image_files import ImageFiles
 from mlx_tasks.metrics.kid import kid, subset_kid
 from mlx_tasks.metrics.moments import Moments
 from mlx_tasks.metrics.precision_recall import precision_recall
+from mlx_tasks.metrics.published import in_their_span
+from mlx_tasks.metrics.significance import at_equal_counts
 
 KEPT = 20_000
 """Features kept for the scores that need every row; above that only mean and covariance are."""
 PAIRS = 2_000
 """Rows up to which KID is over all pairs; above, over the published 100 subsets of 1000."""
+
+SPAN, RESAMPLES = 512, 50
+"""Directions up to which the Frechet distance gets a bootstrap interval: beyond, an interval takes minutes."""
 
 Tell = Callable[[int, int], None]
 """tell(done, total) after each batch."""
@@ -82,7 +89,7 @@ def score_sets(generated: Extracted, real: Extracted, family: str, seed: int) ->
             f"compares only at equal counts; {kernel} is unbiased and valid"
         )
     if n != m:
-        notes.append(f"the counts differ ({n} and {m}): {frechet}, precision and recall compare at equal counts only")
+        notes.append(f"the counts differ ({n} and {m}): {frechet} compares with values of the same counts only")
     a, b = generated.features, real.features
     if a is None or b is None:
         notes.append(f"over {KEPT} images, or saved statistics: scores that need every image's features are left out")
@@ -102,6 +109,11 @@ def score_sets(generated: Extracted, real: Extracted, family: str, seed: int) ->
     if family == "clip" and min(n, m) >= 3:
         scores["cmmd"] = cmmd(a, b)
     if min(n, m) > 5:
-        scores["precision"], scores["recall"] = precision_recall(a, b)
-        scores["density"], scores["coverage"] = density_coverage(a, b)
+        equal_a, equal_b = at_equal_counts(seed, a, b) if n != m else (a, b)
+        scores["precision"], scores["recall"] = precision_recall(equal_a, equal_b)
+        scores["density"], scores["coverage"] = density_coverage(equal_a, equal_b)
+        if n != m:
+            notes.append(f"precision, recall, density and coverage: on {min(n, m)} of each, by seed {seed}")
+    if min(d, n + m) <= SPAN:
+        scores[frechet] = centred_bootstrap(frechet_distance, *in_their_span(a, b), RESAMPLES, 0.95, seed)
     return scores, notes

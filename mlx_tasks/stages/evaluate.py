@@ -157,6 +157,7 @@ def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
         "channels": real.shape[-1],
         "classes": list(test.class_names),
         "seed": config.seed,
+        "seeds": config.evaluate.seeds,
         "noise_seed": noise_seed,
         "resamples": config.evaluate.bootstrap,
         "confidence": config.evaluate.confidence,
@@ -180,6 +181,7 @@ def _open_bench(context: StageContext) -> tuple[Bench, dict[str, Any]]:
         context.root,
         min(LARGEST_BATCH[context.hardware.kind], micro_batch_limit(context.hardware.max_micro_batch)),
         config.evaluate.latency_batch,
+        config.evaluate.seeds,
     )
     return bench, setup
 
