@@ -99,7 +99,7 @@ def _quality(
     then = frechet_distance(generated[generator.choice(len(generated), count, replace=False)], real)
     limit = then * (1 + rules.max_quality_loss)
     measured |= {"frechet_distance": now, "registered_frechet_distance": then, "frechet_count": count}
-    measured["kid"] = kid(window, held_out).as_dict()
+    measured["kernel_distance"] = kid(window, held_out).as_dict()
     if now <= limit:
         return []
     return [_alert("quality", "critical", now, limit, f"Frechet distance {now:.4g}, registered {then:.4g} at {count}")]
