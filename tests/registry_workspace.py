@@ -64,6 +64,9 @@ def make_workspace(root: Path, distance: float = 0.05, weights: int = 3, classes
         "bundle": folder,
         "bundle_digest": bundle_digest(root / folder),
         "refused": "",
+        "latency_ms": 3.0,
+        "size_mb": 0.1,
+        "parameters": 900,
         "metrics": {
             "frechet_distance": {"value": distance, "low": distance * 0.9, "high": distance * 1.1},
             "recall": {"value": 0.6, "low": 0.5, "high": 0.7},
@@ -83,7 +86,11 @@ def make_workspace(root: Path, distance: float = 0.05, weights: int = 3, classes
         "dataset": "f1d0",
         "feature_space": {"name": "random_conv", "seed": 0, "dimension": 64},
     }
-    scores = {"rows": [real, row], "winner": {"candidate": "student-steps2"}, "setup": setup}
+    scores = {
+        "rows": [real, row],
+        "winner": {"candidate": "student-steps2", "rule": "the fastest of the good"},
+        "setup": setup,
+    }
     (root / "work" / "scores").mkdir(exist_ok=True)
     (root / "work" / "scores" / "scores.json").write_text(json.dumps(scores))
     return root

@@ -7,12 +7,18 @@ import sys
 
 import pytest
 import yaml
+from registry_workspace import make_workspace, run_register
 
 from mlx_tasks.comparison.compare import compare
+from mlx_tasks.comparison.earlier import read_comparison
 from mlx_tasks.comparison.page import render_page
-from mlx_tasks.comparison.records import RunRecord, flat, load_record
+from mlx_tasks.comparison.records import SCORES, RunRecord, flat, load_record
+from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
+from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.workspace.paths import Places
+
+pytest_plugins = ["mlflow_server"]
 
 SETUP = {
     "dataset": "f00d",
@@ -101,7 +107,7 @@ def test_the_front_over_runs_holds_what_no_candidate_of_any_run_beats():
 
 def test_the_page_says_all_of_it_and_fetches_nothing():
     records = [record("one", 0.10, {"seed": 0}), record("two", 0.05, {"seed": 1})]
-    page = render_page(compare(records), records)
+    page = render_page(compare(records), [None, None])
     for text in ("✓ better", "inside the noise", "<code>seed</code>", "Its pictures are not kept", "By class"):
         assert text in page
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
@@ -161,6 +167,46 @@ def test_commits_are_compared_by_the_numbers_that_dvc_itself_shows(repository):
     params = json.loads(run(repository, *(part.format("params") for part in dvc_diff)))
     changed = params["params.yaml"]["distance"]
     assert found["params"] == [{"key": "distance", "values": [changed["old"], changed["new"]]}]
+
+
+@pytest.mark.e2e
+def test_mlflow_runs_versions_and_the_registered_comparison_say_the_same(tracked, tmp_path, monkeypatch):
+    config = Config(gate={"limits": []}, register={"model_name": "compared"})
+    for name, distance, weights in (("one", 0.09, 3), ("two", 0.04, 4)):
+        root = make_workspace(tmp_path / name, distance, weights)
+        grids = root / "work" / "scores" / "grids"
+        grids.mkdir()
+        (grids / "student-steps2.png").write_bytes(f"picture of {name}".encode())
+        monkeypatch.setenv("MLX_TASKS_RUN_ID", name)
+        verdict = run_register(root, config)
+        assert verdict["promoted"]
+    first = read_comparison(tmp_path / "one" / "work" / "registered" / "comparison")
+    assert first.found is None and "The first version of its model" in first.why
+
+    kept = read_comparison(tmp_path / "two" / "work" / "registered" / "comparison")
+    assert [run["name"] for run in kept.found["runs"]] == ["version 1, champion before", "this run"]
+    assert word(kept.found, "frechet_distance") == "better" and word(kept.found, "recall") == "inside the noise"
+    assert kept.pictures == (b"picture of one", b"picture of two")
+
+    places = Places(tmp_path, tmp_path / ".state", "")
+    version = Registry(tracked.uri).resolve("compared/1")
+    by_version, by_run = (load_record(reference, places) for reference in ("compared/1", version.run_id))
+    by_alias = load_record("compared@champion", places)
+    assert by_version.scores == by_run.scores == json.loads((tmp_path / "one" / SCORES).read_text())
+    assert by_alias.scores == json.loads((tmp_path / "two" / SCORES).read_text())
+    assert by_run.params["register.model_name"] == "compared" and by_run.picture("nobody") is None
+    with pytest.raises(DataError, match="no MLflow run 'f00d'"):
+        load_record("f00d", places)
+
+
+def test_scores_of_another_shape_are_refused_by_what_they_lack(tmp_path):
+    made = tmp_path / "work" / "scores"
+    made.mkdir(parents=True)
+    told = scores(0.1)
+    del told["winner"]["rule"]
+    (made / "scores.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"lacks 'rule' or has another shape"):
+        load_record(str(tmp_path), Places(tmp_path, tmp_path, ""))
 
 
 def test_a_workspace_folder_is_read_with_its_pictures(tmp_path):

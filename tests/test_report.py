@@ -12,6 +12,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mlx_tasks import hardware
+from mlx_tasks.comparison.compare import compare
+from mlx_tasks.comparison.earlier import write_comparison
+from mlx_tasks.comparison.records import RunRecord
 from mlx_tasks.config import Config, Gate
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.files import read_json, write_json
@@ -30,6 +33,7 @@ from mlx_tasks.stages.context import StageContext
 from mlx_tasks.tracking.mlflow_tracker import open_tracker
 
 SCHEDULE = NoiseSchedule.cosine(1024)
+COMPARISON = "work/registered/comparison"
 GRIDS = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
 
 
@@ -296,6 +300,26 @@ def _write(path, data):
     path.write_bytes(data)
 
 
+def _comparison():
+    """This run beside two earlier ones, one of which was measured on other data."""
+    earlier = _scores()
+    for row in earlier["rows"]:
+        if row["kind"] != "reference":
+            row["metrics"]["frechet_distance"] = _estimate(2 * row["metrics"]["frechet_distance"]["value"])
+    other = _scores()
+    other["setup"] |= {"dataset": "another"}
+    runs = {
+        "version 4, champion before": (earlier, {"train.steps": 400}),
+        "version 3": (other, {"train.steps": 520}),
+        "this run": (_scores(), {"train.steps": 520}),
+    }
+    return {
+        "found": compare([RunRecord(name, "made here", params, scores) for name, (scores, params) in runs.items()]),
+        "why": "",
+        "left_out": [],
+    }
+
+
 def write_workspace(root):
     """A workspace as the other stages leave it, with numbers of the size that a demo run gives."""
     contents = {
@@ -305,11 +329,14 @@ def write_workspace(root):
         "schedules": _schedules(),
         "verdict": _verdict(),
         "lineage": _lineage(),
+        "comparison": _comparison(),
         "data": _validate(),
         "training": {"loss": 0.1},
     }
     for part, value in contents.items():
         write_json(root / SOURCES[part][0], value)
+    _write(root / COMPARISON / "0.png", _pictures()[0])
+    _write(root / COMPARISON / "2.png", _pictures()[0])
     write_json(root / "work/registered/bundle/scheduler/scheduler_config.json", SCHEDULE.to_config())
     for row in contents["scores"]["rows"]:
         _write(root / "work/scores/grids" / f"{row['candidate']}.png", _pictures()[0])
@@ -447,6 +474,22 @@ def test_nodes_stand_in_the_chains_order_and_cached_ones_do_not_count_as_work(wo
     assert "10 min 22 s of work in 11 stages; 1 unchanged" in " ".join(" ".join(_parsed(page).text).split())
 
 
+def test_earlier_runs_stand_beside_this_one_and_what_does_not_compare_is_said(page):
+    section = page.split('<h2 id="earlier">Against earlier runs</h2>')[1].split("<h2 id=")[0]
+    text = " ".join(" ".join(_parsed(section).text).split())
+    assert "Each run's winner against that of version 4, champion before ." in text
+    assert "✓ better" in text and "not comparable (other dataset)" in text
+    assert "train.steps 400 520 520" in text
+    assert section.count("data:image/png") == 2 and text.count("Its pictures are not kept") == 1
+
+
+def test_the_first_run_says_that_there_is_nothing_to_compare_with(tmp_path):
+    write_workspace(tmp_path)
+    write_comparison(tmp_path / COMPARISON, tmp_path, None, None, None)
+    text = " ".join(_parsed(render(collect(tmp_path), tmp_path, tmp_path / COMPARISON)).text)
+    assert "There is no tracking server, and so no earlier run to compare with." in text
+
+
 @pytest.mark.parametrize("part", sorted(SOURCES))
 def test_a_missing_part_is_named_and_the_rest_still_stands(part, tmp_path):
     write_workspace(tmp_path)
@@ -455,14 +498,14 @@ def test_a_missing_part_is_named_and_the_rest_still_stands(part, tmp_path):
     assert report["missing"] == [
         {"part": part, "file": SOURCES[part][0], "stage": SOURCES[part][1], "reason": "FileNotFoundError"}
     ]
-    text = " ".join(_parsed(render(report, tmp_path / "work/scores/grids")).text)
+    text = " ".join(_parsed(render(report, tmp_path / "work/scores/grids", tmp_path / COMPARISON)).text)
     assert (SOURCES[part][0] in text) == (part not in ("lineage", "training"))
     json.dumps(report, allow_nan=False)
 
 
 def test_an_empty_workspace_gives_a_page_that_says_so(tmp_path):
     report = collect(tmp_path)
-    text = " ".join(_parsed(render(report, tmp_path)).text)
+    text = " ".join(_parsed(render(report, tmp_path, tmp_path / COMPARISON)).text)
     assert len(report["missing"]) == len(SOURCES)
     assert "no winner" in text and "No stage left a record of its time" in text
 
@@ -471,7 +514,7 @@ def test_a_refusal_is_said_with_its_reasons(tmp_path):
     write_workspace(tmp_path)
     write_json(tmp_path / SOURCES["verdict"][0], _verdict(passed=False))
     report = collect(tmp_path)
-    text = " ".join(_parsed(render(report, tmp_path)).text)
+    text = " ".join(_parsed(render(report, tmp_path, tmp_path / COMPARISON)).text)
     assert "✗ refused by the gate" in text and "recall is 0.2, must be at least 0.3" in text
     assert report["sentences"][-1] == "The gate refused it: recall is 0.2, must be at least 0.3."
 
@@ -484,7 +527,7 @@ def test_text_from_outside_is_escaped(tmp_path):
     search = _search()
     search["trials"][1]["architecture"]["act_fn"] = '"><script>x</script>'
     write_json(tmp_path / SOURCES["search"][0], search)
-    assert "<script" not in render(collect(tmp_path), tmp_path)
+    assert "<script" not in render(collect(tmp_path), tmp_path, tmp_path / COMPARISON)
 
 
 def test_one_trial_one_grid_and_no_rewards_still_draw(tmp_path):
@@ -495,7 +538,7 @@ def test_one_trial_one_grid_and_no_rewards_still_draw(tmp_path):
     schedules |= {"rows": [one], "budgets": {"4": schedules["budgets"]["4"]}, "rewards": []}
     write_json(tmp_path / SOURCES["search"][0], search)
     write_json(tmp_path / SOURCES["schedules"][0], schedules)
-    assert "nan" not in render(collect(tmp_path), tmp_path)
+    assert "nan" not in render(collect(tmp_path), tmp_path, tmp_path / COMPARISON)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     records = [load_record(reference, places) for reference in arguments.runs]
     found = compare(records)
     if arguments.html:
-        atomic_write_text(arguments.html, render_page(found, records))
+        pictures = [record.picture(record.winner["candidate"]) for record in records]
+        atomic_write_text(arguments.html, render_page(found, pictures))
     if arguments.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0

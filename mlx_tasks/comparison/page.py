@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
+from jinja2 import Environment, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup
 
-from mlx_tasks.comparison.records import RunRecord
 from mlx_tasks.report.charts import interval, legend_mark
 from mlx_tasks.report.svg import axis_over, element, frame, mark, number, picture
 
@@ -22,21 +21,30 @@ AXES = {
 }
 
 
-def render_page(found: dict[str, Any], records: Sequence[RunRecord]) -> str:
-    """HTML of what `compare` gave; pictures come from the records."""
+def render_page(found: dict[str, Any], pictures: Sequence[bytes | None]) -> str:
+    """HTML of what `compare` gave; pictures: each run's samples as PNG, where they are kept."""
+    style = Markup((files("mlx_tasks.report") / "style.css").read_text(encoding="utf-8"))
+    return _template("page").render(found=found, style=style, body=render_body(found, pictures, 2))
+
+
+def render_body(found: dict[str, Any], pictures: Sequence[bytes | None], level: int) -> Markup:
+    """The comparison without a page around it, its headings at `level`: for the report of a run."""
+    body = _template("body").render(
+        found=found,
+        heading=lambda deeper: f"h{level + deeper}",
+        marks=[Markup(legend_mark(*_look(i))) for i in range(len(found["runs"]))],
+        charts=[{"title": title, "svg": Markup(_scatter(found, key, title))} for key, title in AXES.items()],
+        pictures=[_data_uri(data) for data in pictures],
+    )
+    return Markup(body)
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "interval": interval, "short": short_name}
-    template = environment.from_string((files("mlx_tasks.comparison") / "page.html.j2").read_text(encoding="utf-8"))
-    marks = [Markup(legend_mark(*_look(i))) for i in range(len(records))]
-    return template.render(
-        found=found,
-        marks=marks,
-        style=Markup((files("mlx_tasks.report") / "style.css").read_text(encoding="utf-8")),
-        charts=[{"title": title, "svg": Markup(_scatter(found, key, title))} for key, title in AXES.items()],
-        pictures=[_picture(record) for record in records],
-    )
+    return environment.from_string((files("mlx_tasks.comparison") / f"{name}.html.j2").read_text(encoding="utf-8"))
 
 
 def short_name(name: str) -> str:
@@ -71,6 +79,5 @@ def _look(index: int) -> tuple[str, str]:
     return SHAPES[index % len(SHAPES)], f"c{(1, 0, 2, 3, 4, 5)[index % 6]}"
 
 
-def _picture(record: RunRecord) -> str | None:
-    data = record.picture(record.winner["candidate"])
+def _data_uri(data: bytes | None) -> str | None:
     return None if data is None else "data:image/png;base64," + base64.b64encode(data).decode("ascii")

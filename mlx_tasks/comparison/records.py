@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,18 @@ def load_record(reference: str, places: Places) -> RunRecord:
     raise DataError(f"no run {reference!r}: " + "; ".join(why for why in tried if why))
 
 
+def folder_record(name: str, folder: Path) -> RunRecord:
+    """The record of a workspace's folder.  Raises: DataError where it has no scores."""
+
+    def read(file: str) -> bytes | None:
+        path = folder / file
+        return path.read_bytes() if path.is_file() else None
+
+    return make_record(name, f"workspace {folder.name}", read)
+
+
 def make_record(name: str, source: str, read: Read) -> RunRecord:
-    """The record of what `read` gives.  Raises: DataError where there are no scores."""
+    """The record of what `read` gives.  Raises: DataError where there are no scores, or of a shape that is unknown."""
     scores = read(SCORES)
     if scores is None:
         raise DataError(f"{source} has no {SCORES}: the run did not get to its evaluation")
@@ -84,10 +93,25 @@ def make_record(name: str, source: str, read: Read) -> RunRecord:
         name,
         source,
         flat(yaml.safe_load(params)) if params else {},
-        json.loads(scores),
+        _checked(json.loads(scores), source),
         json.loads(summary) if summary else {},
         read,
     )
+
+
+def _checked(scores: Any, source: str) -> dict[str, Any]:
+    """scores.json as it is, if it holds all that a comparison reads."""
+    try:
+        candidates = {row["candidate"]: row for row in scores["rows"] if row["kind"] != "reference"}
+        for row in candidates.values():
+            float(row["metrics"]["frechet_distance"]["value"]), row["refused"], row["latency_ms"], row["nfe"]
+        candidates[scores["winner"]["candidate"]], scores["winner"]["rule"], scores["setup"]["classes"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{source}: its {SCORES} lacks {error} or has another shape; it was measured by a version of this project "
+            "too far from this one. Evaluate its model again"
+        ) from None
+    return scores
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -109,14 +133,14 @@ def _from_folder(reference: str, places: Places) -> Found:
     folder = Path(reference).expanduser()
     if not (folder / SCORES).is_file():
         return None, ""
-    return make_record(reference, f"workspace {folder}", _folder_reader(folder)), ""
+    return folder_record(reference, folder), ""
 
 
 def _from_workspace(reference: str, places: Places) -> Found:
     for slug in (reference, run_slug(reference)):
         folder = places.workspaces / slug
         if (folder / SCORES).is_file():
-            return make_record(reference, f"workspace {slug}", _folder_reader(folder)), ""
+            return folder_record(reference, folder), ""
     return None, f"no workspace of that name in {places.workspaces}"
 
 
@@ -167,44 +191,53 @@ def _from_registry(reference: str, places: Places) -> Found:
 
 def _from_mlflow(reference: str, places: Places) -> Found:
     """Scores that a run, its parent or a sibling logged; params from what the run recorded."""
-    from mlx_tasks.tracking.rest import MlflowRest, tracking_uri
+    from mlx_tasks.tracking.rest import tracking_uri
 
     uri = tracking_uri()
     if uri is None:
         return None, "MLFLOW_TRACKING_URI is not set, so no MLflow run was looked for"
+    try:
+        return mlflow_record(reference, reference, uri), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def mlflow_record(name: str, run_id: str, uri: str) -> RunRecord:
+    """The record of an MLflow run, named `name`: scores that it, or a sibling under its parent, logged.
+
+    Params are those the run recorded; files are fetched when they are asked for.
+    Raises: DataError where there is no such run, or no scores with it; UnavailableError where the server is away.
+    """
+    from mlx_tasks.tracking.rest import MlflowRefused, MlflowRest
+
     with contextlib.closing(MlflowRest(uri)) as rest:
         try:
-            run = rest.run(reference)
-        except StageError:
-            return None, f"no run of that id at {uri}"
+            run = rest.run(run_id)
+        except MlflowRefused as refused:
+            raise DataError(f"no MLflow run {run_id!r} at {uri} ({refused.code})") from None
         tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
-        parent = tags.get("mlflow.parentRunId", reference)
         body = {
             "experiment_ids": [run["info"]["experiment_id"]],
-            "filter": f"tags.`mlflow.parentRunId` = '{parent}'",
+            "filter": f"tags.`mlflow.parentRunId` = '{tags.get('mlflow.parentRunId', run_id)}'",
             "max_results": 100,
         }
         for one in [run, *rest.call("POST", "runs/search", body).get("runs", [])]:
-            kept = tempfile.mkdtemp(prefix="mlx-tasks-compare-")
-            rest.get_artifacts(f"{one['info']['artifact_uri']}/scores", Path(kept))
-            if (Path(kept) / "scores.json").is_file():
-                return _from_artifacts(reference, Path(kept), one), ""
-    return None, f"MLflow run {reference} and its siblings logged no scores"
+            read = _artifact_reader(uri, one["info"]["artifact_uri"])
+            if read(SCORES) is not None:
+                record = make_record(name, f"MLflow run {one['info']['run_id']}", read)
+                params = {p["key"]: yaml.safe_load(p["value"]) for p in one["data"].get("params", [])}
+                return replace(record, params=params)
+    raise DataError(f"MLflow run {run_id!r} and its siblings logged no scores")
 
 
-def _from_artifacts(reference: str, folder: Path, run: dict[str, Any]) -> RunRecord:
+def _artifact_reader(uri: str, artifact_uri: str) -> Read:
+    """Files of the scores folder that a run logged; nothing else of a workspace is there."""
+    from mlx_tasks.tracking.rest import MlflowRest
+
     def read(name: str) -> bytes | None:
-        path = folder / name.removeprefix("work/scores/")
-        return path.read_bytes() if name.startswith("work/scores/") and path.is_file() else None
-
-    record = make_record(reference, f"MLflow run {run['info']['run_id']}", read)
-    params = {p["key"]: yaml.safe_load(p["value"]) for p in run["data"].get("params", [])}
-    return RunRecord(record.name, record.source, params, record.scores, {}, read)
-
-
-def _folder_reader(folder: Path) -> Read:
-    def read(name: str) -> bytes | None:
-        path = folder / name
-        return path.read_bytes() if path.is_file() else None
+        if not name.startswith("work/scores/"):
+            return None
+        with contextlib.closing(MlflowRest(uri)) as rest:
+            return rest.get_artifact(artifact_uri, name.removeprefix("work/"))
 
     return read

@@ -129,7 +129,12 @@ class NoiseSchedule:
         return np.exp(np.interp(t, self._timesteps, self._log_sigmas))
 
     def t_from_sigma(self, sigma: Any) -> Any:
-        """Timestep (fractional) of a noise level, the inverse of `sigma_from_t`; sigma <= sigmas[0] gives 0."""
+        """Timestep (fractional) of a noise level, the inverse of `sigma_from_t`; sigma <= sigmas[0] gives 0.
+
+        An MLX array gives an MLX array, through which gradients flow.
+        """
+        if isinstance(sigma, mx.array):
+            return self._t_from_sigma_mlx(sigma)
         return np.interp(np.log(np.maximum(sigma, 1e-30)), self._log_sigmas, self._timesteps)
 
     def alpha(self, t: Any) -> Any:
@@ -149,6 +154,15 @@ class NoiseSchedule:
     def _mlx_tables(self) -> tuple[mx.array, mx.array]:
         table = self.alpha_bar
         return mx.array(np.sqrt(table).astype(np.float32)), mx.array(np.sqrt(1.0 - table).astype(np.float32))
+
+    def _t_from_sigma_mlx(self, sigma: mx.array) -> mx.array:
+        """Linear in log sigma between whole timesteps, as numpy's interp; float32."""
+        table = mx.array(self._log_sigmas.astype(np.float32))
+        log_sigma = mx.clip(mx.log(sigma), table[0], table[-1])
+        below = mx.clip((mx.expand_dims(log_sigma, -1) >= table).sum(axis=-1) - 1, 0, len(self._log_sigmas) - 2)
+        below = mx.stop_gradient(below)
+        low, high = table[below], table[below + 1]
+        return below + (log_sigma - low) / (high - low)
 
     @cached_property
     def _timesteps(self) -> np.ndarray:

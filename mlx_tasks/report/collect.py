@@ -17,6 +17,7 @@ SOURCES = {
     "schedules": ("work/schedules/schedules.json", "tune"),
     "verdict": ("work/registered/verdict.json", "register"),
     "lineage": ("work/registered/bundle/lineage.json", "register"),
+    "comparison": ("work/registered/comparison/comparison.json", "register"),
     "data": ("work/metrics/validate.json", "validate"),
     "training": ("work/metrics/train.json", "train"),
 }
@@ -50,7 +51,7 @@ def collect(root: Path) -> dict[str, Any]:
             for name, row in rows.items()
             if row["kind"] == "reference"
         },
-        **{part: found[part] for part in ("scores", "distill", "search", "verdict", "data", "training")},
+        **{part: found[part] for part in ("scores", "distill", "search", "verdict", "comparison", "data", "training")},
         "schedules": schedules_section(found["schedules"], root) if found["schedules"] else None,
         "nodes": _nodes(root),
         "missing": missing,

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from mlx_tasks.comparison.earlier import read_comparison
+from mlx_tasks.comparison.page import render_body
 from mlx_tasks.report import charts
 from mlx_tasks.report.charts import REFERENCE_NAMES, Series, grid_name
 from mlx_tasks.report.glossary import GLOSSARY
@@ -24,8 +26,11 @@ GRID_MARKS = ("circle", "square", "triangle", "diamond", "cross", "plus", "down"
 GRID_CLASSES = ("c0", "c2", "c3", "c1", "c4", "c5", "c0", "c2")
 
 
-def render(report: dict[str, Any], pictures: Path) -> str:
-    """HTML of `report` (report/collect.py); `pictures` is the folder of the evaluate stage's PNG files."""
+def render(report: dict[str, Any], pictures: Path, comparison: Path) -> str:
+    """HTML of `report` (report/collect.py).
+
+    pictures: the folder of the evaluate stage's PNG files; comparison: that of comparison/earlier.py.
+    """
     environment = Environment(
         autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -42,11 +47,20 @@ def render(report: dict[str, Any], pictures: Path) -> str:
         report=report,
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),
         charts=_charts(report),
+        comparison=_comparison(report, comparison),
         picture=lambda name: _data_uri(pictures / f"{name}.png"),
         glossary=GLOSSARY,
         reference_names=REFERENCE_NAMES,
         grid_name=grid_name,
     )
+
+
+def _comparison(report: dict[str, Any], folder: Path) -> Markup | None:
+    """This run beside earlier ones, or None where there are none."""
+    if not report["comparison"] or not report["comparison"]["found"]:
+        return None
+    kept = read_comparison(folder)
+    return render_body(kept.found or {}, kept.pictures, 3)
 
 
 def duration(seconds: float | None) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +20,7 @@ from mlx_tasks.samplers.grids import Grid, grid_from_timesteps, log_snr_grid, un
 from mlx_tasks.samplers.solvers import find_solver
 
 if TYPE_CHECKING:
+    from mlx_tasks.learned_steps.unrolled import Steps
     from mlx_tasks.models.bundle import Bundle
 
 
@@ -79,7 +80,12 @@ class Problem:
     def errors(self, grid: Grid, tasks: Sequence[int] | None = None) -> np.ndarray:
         """(N,) root mean square distance of each noise's result from its truth, over all tasks or the given ones."""
         chosen = self.tasks if tasks is None else [self.tasks[i] for i in tasks]
-        return np.concatenate([self._task_errors(task, grid) for task in chosen])
+        return np.concatenate([self._run_errors(task, grid, self.solver) for task in chosen])
+
+    def steps_errors(self, steps: Steps, tasks: Sequence[int] | None = None) -> np.ndarray:
+        """`errors` of learned steps (learned_steps/unrolled.py), which bring their own solver."""
+        chosen = self.tasks if tasks is None else [self.tasks[i] for i in tasks]
+        return np.concatenate([self._run_errors(task, steps.sigmas, "learned", steps.options) for task in chosen])
 
     def error(self, timesteps: Sequence[int], tasks: Sequence[int] | None = None) -> float:
         """The mean of `errors` of a grid through those timesteps."""
@@ -91,8 +97,10 @@ class Problem:
             self._uniform[num_steps, task] = float(self.errors(uniform_grid(self.schedule, num_steps), [task]).mean())
         return self._uniform[num_steps, task]
 
-    def _task_errors(self, task: Task, grid: Grid) -> np.ndarray:
-        drawn = sample(task.denoise, task.noise, grid, self.solver)
+    def _run_errors(
+        self, task: Task, grid: Grid | Sequence[float], solver: str, options: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        drawn = sample(task.denoise, task.noise, grid, solver, options=options)
         self.meter.evaluations += drawn.nfe * len(task.noise)
         return endpoint_errors(np.array(drawn.images), task.truth)
 

@@ -31,7 +31,10 @@ class Denoise(Protocol):
 
 @dataclass(frozen=True)
 class NetworkDenoiser:
-    """A variance-preserving network as a `Denoise`; made by `network_denoiser`."""
+    """A variance-preserving network as a `Denoise`; made by `network_denoiser`.
+
+    sigma may be an MLX scalar, through which gradients flow to it.
+    """
 
     model: Network
     schedule: NoiseSchedule
@@ -42,12 +45,13 @@ class NetworkDenoiser:
     def __call__(self, x: mx.array, sigma: float) -> mx.array:
         """The network's x0 estimate, guided if asked. It sees alpha * x, which has unit variance, and the timestep."""
         alpha = 1.0 / (1.0 + sigma * sigma) ** 0.5
-        t = float(self.schedule.t_from_sigma(sigma))
+        t = self.schedule.t_from_sigma(sigma)
+        times = mx.broadcast_to(t if isinstance(t, mx.array) else mx.array(float(t)), (self.evaluations * len(x),))
         scaled = alpha * x
         if self.evaluations == 1:
-            output = self.model(scaled, mx.full((len(x),), t), self.labels)
+            output = self.model(scaled, times, self.labels)
         else:
-            both = self.model(mx.concatenate([scaled, scaled]), mx.full((2 * len(x),), t), self.labels)
+            both = self.model(mx.concatenate([scaled, scaled]), times, self.labels)
             output = classifier_free(both[len(x) :], both[: len(x)], self.guidance_scale)
         match self.schedule.prediction_type:
             case "v_prediction":

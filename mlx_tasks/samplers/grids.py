@@ -57,7 +57,7 @@ def uniform_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_
         _check_count(n, total - 1, 0)
         return grid_from_timesteps(schedule, [round(t) - 1 for t in np.arange(total, 0, -total / n)[:n].tolist()])
     first, last = _ends(schedule, n, total - 1 if t_first is None else t_first, t_last)
-    return _rounded(schedule, np.linspace(first, last, n), first, last)
+    return rounded_grid(schedule, np.linspace(first, last, n), first, last)
 
 
 def log_snr_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_last: int | None = None) -> Grid:
@@ -68,7 +68,7 @@ def log_snr_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_
     """
     first, last = _ends(schedule, n, t_first, t_last)
     high, low = np.log(schedule.sigmas[[first, last]])
-    return _rounded(schedule, schedule.t_from_sigma(np.exp(np.linspace(high, low, n))), first, last)
+    return rounded_grid(schedule, schedule.t_from_sigma(np.exp(np.linspace(high, low, n))), first, last)
 
 
 def karras_grid(
@@ -83,7 +83,7 @@ def karras_grid(
         raise ValueError(f"rho must be positive, got {rho}")
     first, last = _ends(schedule, n, t_first, t_last)
     a, b = schedule.sigmas[[first, last]] ** (1.0 / rho)
-    return _rounded(schedule, schedule.t_from_sigma(np.linspace(a, b, n) ** rho), first, last)
+    return rounded_grid(schedule, schedule.t_from_sigma(np.linspace(a, b, n) ** rho), first, last)
 
 
 GRIDS: dict[str, Callable[..., Grid]] = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
@@ -113,9 +113,13 @@ def _ends(schedule: NoiseSchedule, n: int, t_first: int | None, t_last: int | No
     return first, last
 
 
-def _rounded(schedule: NoiseSchedule, times: np.ndarray, first: int, last: int) -> Grid:
-    """Whole, strictly falling timesteps nearest to `times`; crowded ones are pushed apart inside [last, first]."""
+def rounded_grid(schedule: NoiseSchedule, times: np.ndarray, first: int | None = None, last: int = 0) -> Grid:
+    """Whole, strictly falling timesteps nearest to `times`; crowded ones are pushed apart inside [last, first].
+
+    first defaults to the schedule's last timestep.
+    """
     n = len(times)
+    first = schedule.num_train_timesteps - 1 if first is None else first
     steps = [round(float(t)) for t in times]
     ceiling = first + 1
     for i in range(n):

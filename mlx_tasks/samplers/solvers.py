@@ -22,6 +22,7 @@ from mlx_tasks.samplers import (
     flow_heun,
     heun,
     ipndm,
+    learned,
     unipc,
 )
 
@@ -84,6 +85,7 @@ SOLVERS = {
     "deis_2": _row(2, deis, order=2),
     "deis_3": _row(3, deis, order=3),
     "ipndm": _row(2, ipndm, order=4),
+    "learned": _row(2, learned),
     "ddpm": _row(None, ddim, eta=1.0),
     "edm_stochastic": _row(None, edm_stochastic),
     "dpmpp_sde": _row(None, dpm_sde, order=1),

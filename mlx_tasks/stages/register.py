@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlx_tasks.comparison.earlier import write_comparison
 from mlx_tasks.data.loader import load_split
 from mlx_tasks.errors import GateRefused
 from mlx_tasks.files import atomic_write_text, read_json, write_json
@@ -34,7 +35,7 @@ NO_SERVER = "not registered: no tracking server (MLFLOW_TRACKING_URI is not set)
 
 
 def run(context: StageContext) -> None:
-    """Write work/registered/{bundle, model_card.md, verdict.json}; register, judge, and name the version by aliases.
+    """Write work/registered/{bundle, model_card.md, comparison, verdict.json}; register, judge, set aliases.
 
     Safe to repeat: a version carries a key of run, params and bundle, and one that is there is taken, not made again.
     Raises: GateRefused with the reasons once all is written, which ends the stage green.
@@ -56,11 +57,12 @@ def run(context: StageContext) -> None:
     verdict, against = _judge(context, registry, winner, key, score_again)
     _write_card(context, winner, bundle, told, verdict)
     registered: dict[str, Any] | None = None
-    note = NO_SERVER
+    note, version, before = NO_SERVER, None, None
     if registry:
         version = registry.register(
             config.register_.model_name, key, folder, str(context.tracker.run_id), _tags(winner, told, verdict)
         )
+        before = registry.by_alias(version.name, CHAMPION)
         registry.set_alias(version.name, CHALLENGER, version.version)
         verdict, _ = _judge(context, registry, winner, key, score_again, unless=(verdict, against))
         note = _promote(registry, version, verdict, config.gate.promote)
@@ -71,6 +73,9 @@ def run(context: StageContext) -> None:
             "run_id": version.run_id,
             "aliases": [CHALLENGER] + ([CHAMPION] if note.startswith("promoted") else []),
         }
+    if before and version and before.version == version.version:
+        before = None  # an attempt before this one promoted this very version
+    write_comparison(out / "comparison", context.root, registry, version, before)
     _tell(context, winner, verdict, registered, note)
     if not verdict.passed:
         raise GateRefused(list(verdict.reasons))
@@ -172,4 +177,9 @@ def _tell(
     context.tracker.tags({"winner": winner.name, "gate": "passed" if verdict.passed else "refused"})
     for name in ("verdict.json", "model_card.md"):
         context.tracker.artifact(out / name, "registered")
+    # With the version's own run too: where evaluate was taken from the cache, no run of this parent logged scores.
+    context.tracker.artifact(context.work / "scores" / "scores.json", "scores")
+    picture = context.work / "scores" / "grids" / f"{winner.name}.png"
+    if picture.is_file():
+        context.tracker.artifact(picture, "scores/grids")
     context.progress.say(f"{winner.name}: gate {'passed' if verdict.passed else 'refused'}; {note}")

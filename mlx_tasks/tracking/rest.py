@@ -182,6 +182,16 @@ class MlflowRest:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(self._send("GET", f"{self._artifacts}/{quote(f'{inside}/{name}')}").content)
 
+    def get_artifact(self, artifact_uri: str, name: str) -> bytes | None:
+        """One file under an artifact address, or None where there is none of that name."""
+        url = f"{self._artifacts}/{quote(f'{self._inside(artifact_uri)}/{name}')}"
+        try:
+            return self._send("GET", url).content
+        except MlflowRefused as refused:
+            if refused.code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "HTTP_404"):
+                return None
+            raise
+
     @property
     def _artifacts(self) -> str:
         return f"{self.uri}/api/2.0/mlflow-artifacts/artifacts"
