@@ -1,6 +1,8 @@
 """The image_text and evaluate stages on a small workspace: real digits, real (untrained) bundles, real sampling."""
 
 import copy
+import hashlib
+import shutil
 from dataclasses import replace
 
 import mlx.core as mx
@@ -405,6 +407,62 @@ def test_published_metrics_are_added_where_their_weights_are_given(weights):
     assert frechet_distance(*small) == pytest.approx(frechet_distance(a, b), rel=1e-6)
     a, b = (opened[0].extractor(images).astype(np.float64) for images in (drawn, real))
     assert scores["fid"].value == pytest.approx(frechet_distance(*in_their_span(a, b)), rel=1e-6)
+
+
+def _small_clip(folder):
+    """A CLIP of two layers with random weights, and a tokenizer of the dataset's words."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["[UNK]", "<start>", "<end>", "a", "handwritten", "the", "digit", *NAMES]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("<start>", 1), ("<end>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ends)
+    layers = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+    text = layers | {"vocab_size": len(words), "max_position_embeddings": 8, "eos_token_id": 2, "bos_token_id": 1}
+    vision = layers | {"image_size": 24, "patch_size": 8}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_the_stage_scores_with_published_extractors_and_says_with_which_weights(context, scores, weights, tmp_path):
+    from mlx_tasks.data.loader import load_split
+    from mlx_tasks.metrics.extractors.clip import Clip
+    from mlx_tasks.metrics.references import held_out_rows, matching_real
+
+    _small_clip(weights / "clip_vit_b32")
+    shutil.copytree(context.work, tmp_path / "work")
+    asked = {"extractors": ("clip_vit_b32", "dinov2_vits14"), "weights": str(weights), "samples": 40, "nfe": (2,)}
+    config = context.config.model_copy(update={"evaluate": context.config.evaluate.model_copy(update=asked)})
+    with open_tracker(tmp_path, "evaluate", config) as tracker:
+        evaluate.run(replace(context, config=config, root=tmp_path, tracker=tracker))
+    told = read_json(tmp_path / "work" / "scores" / "scores.json")
+    assert [one["weights"] for one in told["setup"]["published"]] == [
+        hashlib.sha256((weights / name / "model.safetensors").read_bytes()).hexdigest()
+        for name in ("clip_vit_b32", "dinov2_vits14")
+    ]
+    for row in told["rows"]:
+        assert {"cmmd", "clip_score", "fd_dinov2"} <= set(row["metrics"])
+    assert {"cmmd", "fd_dinov2"} <= set(told["sanity"])
+
+    # the real images' rows once more, from the towers' outputs by hand
+    test, train = (load_split(tmp_path / "work" / "dataset", 8, split) for split in ("test", "train"))
+    rows = held_out_rows(len(test), 40, config.seed)
+    drawn = matching_real(train.images, train.labels, test.labels[rows], config.seed)
+    clip = Clip(weights / "clip_vit_b32")
+    images, real = (np.float64(clip(np.asarray(chosen))) for chosen in (drawn, test.images[rows]))
+    texts = np.float64(clip.embed_captions([test.captions[i] for i in rows]))
+    a, b, c = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, real, texts))
+    metrics = _row(told, "reference-real")["metrics"]
+    assert metrics["clip_score"]["value"] == pytest.approx(100 * np.maximum((a * c).sum(axis=1), 0).mean(), rel=1e-5)
+
+    def kernel(x, y):
+        return np.exp(-((x[:, None] - y[None]) ** 2).sum(axis=-1) / (2 * 10.0**2)).mean()
+
+    expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+    assert metrics["cmmd"]["value"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_published_weights_that_are_not_there_stop_the_stage_before_anything_is_scored(context, scores):
