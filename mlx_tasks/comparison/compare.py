@@ -21,7 +21,7 @@ LATENCY = ("chip", "kind", "threads")
 def compare(records: Sequence[RunRecord]) -> dict[str, Any]:
     """Everything that is shown of two or more runs; each is held against the first.
 
-    runs: name, source, winner, teacher, candidates; metrics: one row a metric of any winner, with each run's score and
+    runs: name, source, winner, teacher, candidates, comparable (measured under the first's conditions); metrics: one row a metric of any winner, with each run's score and
     a word against the first run ("better", "worse", "inside the noise", or why they do not compare); pareto: the
     (run, candidate) pairs that no other one beats in Frechet distance and latency at once, among comparable runs;
     params, data: what changed, each value by run; per_class: class -> each run's score.
@@ -32,7 +32,7 @@ def compare(records: Sequence[RunRecord]) -> dict[str, Any]:
     first = records[0]
     names = list(dict.fromkeys(name for record in records for name in record.winner["metrics"]))
     return {
-        "runs": [_run(record) for record in records],
+        "runs": [_run(record) | {"comparable": not _differing(first, record, CONDITIONS)} for record in records],
         "metrics": [_metric(name, records) for name in names],
         "pareto": _pareto([r for r in records if not _differing(first, r, (*CONDITIONS, *LATENCY))]),
         "params": _changes([record.params for record in records]),

@@ -53,8 +53,9 @@ def short_name(name: str) -> str:
 
 
 def _scatter(found: dict[str, Any], key: str, title: str) -> str:
-    """Frechet distance of every candidate of every run against one of its costs, both logarithmic."""
-    points = [(i, row) for i, run in enumerate(found["runs"]) for row in run["candidates"] if row[key]]
+    """Frechet distance of every candidate of every comparable run against one of its costs, both logarithmic."""
+    runs = [(i, run) for i, run in enumerate(found["runs"]) if run["comparable"]]
+    points = [(i, row) for i, run in runs for row in run["candidates"] if row[key]]
     whole = [(n, str(n)) for n in sorted({row[key] for _, row in points})] if key == "nfe" else ()
     x = axis_over([row[key] for _, row in points], 56, 440, log=True, ticks=whole)
     y = axis_over([max(row["value"], 1e-3) for _, row in points], 300, 30, log=True)
