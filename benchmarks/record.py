@@ -53,7 +53,7 @@ def save(name: str, *, question: str, config: dict[str, Any], rows: list[dict[st
         path,
         {
             "question": question,
-            "command": f"python benchmarks/{name}.py " + " ".join(sys.argv[1:]),
+            "command": " ".join(["python benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
             "commit": commit.stdout.strip(),
             "device": hardware.detect().as_dict(),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("mlx", "numpy", "torch")}},

@@ -214,7 +214,12 @@ class Search(Branch):
 
 
 class Tune(Branch):
-    """The step grid: PPO in a Gymnasium environment around the real sampler, against grids found by plain search."""
+    """The sampling steps: grids found by plain search, and every other method that is asked for, against each other."""
+
+    methods: tuple[Literal["shortest_path", "cma_es", "ppo", "gradient", "learned"], ...] = Field(
+        default=("shortest_path", "cma_es", "ppo", "learned"),
+        description="Methods beside the plain searches, which the others start from (docs/schedules.md).",
+    )
 
     nfe_budgets: tuple[Annotated[int, Field(ge=2, le=100)], ...] = Field(
         default=(4, 6, 8), min_length=1, description="Network evaluations a sample may cost."
@@ -223,6 +228,9 @@ class Tune(Branch):
     num_envs: int = Field(default=4, ge=1, description="Environments side by side.")
     batch_size: int = Field(default=16, ge=1, description="Noises in one episode.")
     reference_steps: int = Field(default=64, ge=8, description="Steps of the many-step result that is the truth.")
+    gradient_iterations: int = Field(
+        default=200, ge=1, description="Steps of gradient descent a budget, a batch each; CMA-ES may spend as much."
+    )
     search_evaluations: int = Field(
         default=48, ge=4, description="Grids the plain search over end points may try, a budget."
     )

@@ -21,9 +21,10 @@ LATENCY = ("chip", "kind", "threads")
 def compare(records: Sequence[RunRecord]) -> dict[str, Any]:
     """Everything that is shown of two or more runs; each is held against the first.
 
-    runs: name, source, winner, teacher, candidates, comparable (measured under the first's conditions); metrics: one row a metric of any winner, with each run's score and
-    a word against the first run ("better", "worse", "inside the noise", or why they do not compare); pareto: the
-    (run, candidate) pairs that no other one beats in Frechet distance and latency at once, among comparable runs;
+    runs: name, source, winner, teacher, candidates, comparable (measured under the first's conditions); metrics: one
+    row a metric of any winner, with each run's score and a word against the first run ("better", "worse", "inside the
+    noise", or why they do not compare); pareto: the (run, candidate) pairs that no other one beats in Frechet distance
+    and latency at once, among comparable runs;
     params, data: what changed, each value by run; per_class: class -> each run's score.
     Raises: DataError for fewer than two runs.
     """

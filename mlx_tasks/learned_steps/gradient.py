@@ -12,11 +12,14 @@ import mlx.optimizers as optim
 import numpy as np
 
 from mlx_tasks.learned_steps import unrolled
-from mlx_tasks.learned_steps.unrolled import Parameters, Steps
+from mlx_tasks.learned_steps.unrolled import Parameters
 from mlx_tasks.rl.problem import Problem, Task
 from mlx_tasks.samplers.grids import Grid, rounded_grid
+from mlx_tasks.samplers.learned import LearnedSteps
 
 What = Literal["times", "all"]
+RATE, TIMES_RATE = 0.03, 0.02
+"""Learning rates; twice as much overshoots (docs/schedules.md)."""
 BACKWARD_COST = 2
 """Network evaluations that a backward pass is counted as: one for the inputs' gradients, one for computing forward
 again or keeping it; the weights take none."""
@@ -32,7 +35,7 @@ class Descent:
         evaluations, seconds: what learning cost, judging on the selection's noises included.
     """
 
-    steps: Steps
+    steps: LearnedSteps
     selection_error: float
     history: tuple[tuple[int, float], ...]
     evaluations: int
@@ -45,7 +48,7 @@ def descend(
     start: Sequence[float],
     what: What = "all",
     iterations: int = 150,
-    learning_rate: float = 0.03,
+    learning_rate: float = RATE,
     judge_every: int = 10,
     said: Callable[[int, float], None] | None = None,
 ) -> Descent:
@@ -77,7 +80,7 @@ def descend(
     best, best_error = parameters, np.inf
     for iteration in range(iterations + 1):
         if iteration % judge_every == 0 or iteration == iterations:
-            error = float(selection.steps_errors(unrolled.freeze(whole(parameters), ends)).mean())
+            error = float(selection.errors(unrolled.freeze(whole(parameters), ends)).mean())
             history.append((iteration, error))
             if error < best_error:
                 best, best_error = dict(parameters), error
@@ -97,6 +100,6 @@ def descend(
     return Descent(steps, float(best_error), tuple(history), evaluations, time.perf_counter() - began)
 
 
-def rounded(problem: Problem, steps: Steps) -> Grid:
+def rounded(problem: Problem, steps: LearnedSteps) -> Grid:
     """The whole timesteps nearest to learned levels: what diffusers can be given."""
     return rounded_grid(problem.schedule, problem.schedule.t_from_sigma(np.array(steps.sigmas[:-1])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -11,30 +10,11 @@ import numpy as np
 
 from mlx_tasks.samplers import learned
 from mlx_tasks.samplers.history import History
+from mlx_tasks.samplers.learned import LearnedSteps
 
 Parameters = dict[str, mx.array]
 """log_first (): log of the first level; log_gaps (n - 1,): logarithms of the falls in log sigma; told (n,): log of the
 level told over the level; weights (n, 2): of the outputs one and two steps back."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A learned run, ready for `sample(denoise, noise, steps.sigmas, "learned", options=steps.options)`.
-
-    Attributes:
-        sigmas: n falling noise levels and a final 0.0.
-        told: the n levels the network is told.
-        weights: n lists of at most two weights.
-    """
-
-    sigmas: tuple[float, ...]
-    told: tuple[float, ...]
-    weights: tuple[tuple[float, ...], ...]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """As the solver `learned` takes them."""
-        return {"told": self.told, "weights": self.weights}
 
 
 def from_sigmas(sigmas: Sequence[float]) -> Parameters:
@@ -86,9 +66,9 @@ def with_2m_weights(parameters: Parameters, ends: tuple[float, float]) -> Parame
     return {**parameters, "weights": weights, "told": mx.zeros_like(parameters["told"])}
 
 
-def freeze(parameters: Parameters, ends: tuple[float, float]) -> Steps:
+def freeze(parameters: Parameters, ends: tuple[float, float]) -> LearnedSteps:
     """The parameters as plain numbers."""
     sigmas, told = np.array(levels(parameters, ends)), np.array(levels_told(parameters, ends))
     weights = np.array(parameters["weights"])
     kept = tuple(tuple(float(v) for v in row[: min(i, learned.HISTORY - 1)]) for i, row in enumerate(weights))
-    return Steps((*(float(s) for s in sigmas), 0.0), tuple(float(t) for t in told), kept)
+    return LearnedSteps((*(float(s) for s in sigmas), 0.0), tuple(float(t) for t in told), kept)

@@ -21,7 +21,6 @@ from mlx_tasks.metrics.scoring import Judge
 from mlx_tasks.models.bundle import Bundle, read_bundle
 from mlx_tasks.samplers.bundle_sampler import bundle_noise, denoising_strip, sample_bundle
 from mlx_tasks.samplers.driver import Samples
-from mlx_tasks.samplers.grids import grid_from_timesteps
 
 STRIP_CLASSES = 6
 STRIP_COLUMNS = 8
@@ -112,6 +111,7 @@ class Bench:
             "nfe": candidate.nfe,
             "steps": len(candidate.timesteps),
             "timesteps": list(candidate.timesteps),
+            "learned": candidate.learned.to_dict() if candidate.learned else None,
             "guidance_scale": candidate.guidance_scale,
             "bundle": candidate.bundle,
             "bundle_digest": bundle.digest,
@@ -142,7 +142,7 @@ class Bench:
             bundle,
             bundle_noise(bundle, self.noise_seed, first),
             self.labels[first] if self.conditional else None,
-            grid_from_timesteps(bundle.schedule, candidate.timesteps),
+            candidate.steps(bundle.schedule),
             candidate.solver,
             STRIP_COLUMNS,
             candidate.guidance_scale,
@@ -179,7 +179,7 @@ class Bench:
             bundle,
             bundle_noise(bundle, (self.noise_seed + seed) % 2**32, indices),
             self.labels[np.array(indices) % len(self.labels)] if self.conditional else None,
-            grid_from_timesteps(bundle.schedule, candidate.timesteps),
+            candidate.steps(bundle.schedule),
             candidate.solver,
             batch_size,
             candidate.guidance_scale,

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.models.bundle import Sampler
-from mlx_tasks.samplers.grids import make_grid
+from mlx_tasks.samplers.grids import Grid, grid_from_timesteps, make_grid
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.solvers import find_solver
 
 TEACHER_METHODS = (("ddim", "uniform"), ("dpmpp_2m", "log_snr"), ("dpmpp_2m", "karras"))
@@ -29,6 +30,7 @@ class Candidate:
         guidance_scale: 1.0 where guidance is baked in.
         nfe: network evaluations an image costs, both guidance branches counted.
         refused: why it may not win, empty if it may.
+        learned: the steps of the solver `learned`.
     """
 
     name: str
@@ -40,6 +42,11 @@ class Candidate:
     guidance_scale: float
     nfe: int
     refused: str = ""
+    learned: LearnedSteps | None = None
+
+    def steps(self, schedule: NoiseSchedule) -> Grid | LearnedSteps:
+        """As `sample_bundle` takes them."""
+        return self.learned or grid_from_timesteps(schedule, self.timesteps)
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,8 @@ def own_candidate(
     name: str, kind: Literal["student", "searched"], bundle: str, sampler: Sampler, refused: str = ""
 ) -> Candidate:
     """A bundle sampled as its sampler.json says."""
-    return Candidate(
-        name, kind, bundle, sampler.solver, "own", sampler.timesteps, sampler.guidance_scale, sampler.nfe, refused
-    )
+    scale, nfe = sampler.guidance_scale, sampler.nfe
+    return Candidate(name, kind, bundle, sampler.solver, "own", sampler.timesteps, scale, nfe, refused, sampler.learned)
 
 
 def schedule_candidates(
@@ -106,21 +112,25 @@ def schedule_candidates(
     """The searched student on each grid that the tune stage compared.
 
     Args:
-        grids: mappings with budget (evaluations it might cost), grid (its name), solver and timesteps.
+        grids: mappings with budget (evaluations it might cost), grid (its name), solver, timesteps and learned (steps
+            or None).
     """
     candidates: list[Candidate] = []
     left_out = []
     branches = branch_count(sampler.guidance_scale)
     for row in grids:
         solver, timesteps = row["solver"], tuple(int(t) for t in row["timesteps"])
+        learned = None if row["learned"] is None else LearnedSteps.from_dict(row["learned"])
         nfe = branches * find_solver(solver).calls(len(timesteps))
         name = f"searched-{row['grid']}-nfe{nfe}" + (f"-of-{row['budget']}" if nfe != row["budget"] else "")
-        twin = next((c for c in candidates if (c.solver, c.timesteps) == (solver, timesteps)), None)
+        same = (solver, timesteps, learned)
+        twin = next((c for c in candidates if (c.solver, c.timesteps, c.learned) == same), None)
         if twin is not None:
             left_out.append(LeftOut(name, f"the same grid as {twin.name}"))
             continue
+        scale = sampler.guidance_scale
         candidates.append(
-            Candidate(name, "searched", bundle, solver, row["grid"], timesteps, sampler.guidance_scale, nfe)
+            Candidate(name, "searched", bundle, solver, row["grid"], timesteps, scale, nfe, learned=learned)
         )
     return candidates, left_out
 

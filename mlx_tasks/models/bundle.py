@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mlx_tasks.models.folder import (
 )
 from mlx_tasks.models.scheduler_config import scheduler_config
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.solvers import SOLVERS
 
 MODEL_INDEX = "model_index.json"
@@ -51,6 +52,8 @@ class Sampler:
         channels: colour channels.
         class_names: label i means class_names[i]; empty for a model without classes.
         null_label: the label that means "none", or None.
+        learned: the steps of the solver `learned`, else None.  diffusers has no such solver: the timesteps are then the
+            nearest whole ones, with which its DPM-Solver++(2M) draws images of the same noise, but not the same images.
 
     Raises: DataError naming the value and the rule it breaks.
     """
@@ -63,11 +66,16 @@ class Sampler:
     channels: int
     class_names: tuple[str, ...] = ()
     null_label: int | None = None
+    learned: LearnedSteps | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timesteps", tuple(self.timesteps))
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.solver not in SOLVERS or not SOLVERS[self.solver].diffusers:
+        if (self.solver == "learned") != (self.learned is not None):
+            raise DataError(f"sampler.learned goes with the solver 'learned' and with no other, got {self.solver!r}")
+        if self.learned is not None and self.learned.num_steps != len(self.timesteps):
+            raise DataError(f"sampler.learned has {self.learned.num_steps} steps, timesteps {len(self.timesteps)}")
+        if self.learned is None and (self.solver not in SOLVERS or not SOLVERS[self.solver].diffusers):
             known = ", ".join(name for name, solver in SOLVERS.items() if solver.diffusers)
             raise DataError(f"sampler.solver must be one that diffusers has too ({known}), got {self.solver!r}")
         steps = self.timesteps
@@ -89,16 +97,20 @@ class Sampler:
     def from_dict(cls, values: dict[str, Any]) -> Sampler:
         """The sampler of a sampler.json.  Raises: DataError for missing or unknown keys, and as the class does."""
         names = {field.name for field in fields(cls)}
+        values = {"learned": None, **values}  # bundles from before there were learned steps
         if set(values) != names:
             raise DataError(
                 f"{SAMPLER} must hold exactly {', '.join(sorted(names))}; missing {sorted(names - set(values))}, "
                 f"unknown {sorted(set(values) - names)}"
             )
-        return cls(**values)
+        learned = None if values["learned"] is None else LearnedSteps.from_dict(values["learned"])
+        return cls(**{**values, "learned": learned})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain |= {"timesteps": list(self.timesteps), "class_names": list(self.class_names)}
+        return plain | {"learned": self.learned.to_dict() if self.learned else None}
 
 
 @dataclass(frozen=True)

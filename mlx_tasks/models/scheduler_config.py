@@ -27,7 +27,8 @@ def scheduler_config(schedule: NoiseSchedule, sampler: Sampler) -> dict[str, Any
     DDIM on the uniform trailing grid is a DDIMScheduler and needs only `set_timesteps(n)`, where n divides T: it
     steps by T // n, which drifts off the grid otherwise. Every other grid of DDIM, and DPM-Solver++ multistep, is a
     DPMSolverMultistepScheduler of order 1 to 3, and Heun a HeunDiscreteScheduler; those two take
-    `set_timesteps(timesteps=[...])` with the sampler's.
+    `set_timesteps(timesteps=[...])` with the sampler's.  Learned steps have no equal there: they become
+    DPM-Solver++(2M) on the nearest whole timesteps.
     """
     shared = {key: value for key, value in schedule.to_config().items() if key in _SHARED}
     if sampler.solver == "heun":
@@ -39,7 +40,7 @@ def scheduler_config(schedule: NoiseSchedule, sampler: Sampler) -> dict[str, Any
     return {
         **shared,
         "_class_name": "DPMSolverMultistepScheduler",
-        "solver_order": SOLVERS[sampler.solver].options.get("order", 1),
+        "solver_order": 2 if sampler.learned else SOLVERS[sampler.solver].options.get("order", 1),
         "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint",
         "final_sigmas_type": "zero",

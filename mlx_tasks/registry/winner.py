@@ -68,6 +68,7 @@ def winning_bundle(root: Path, winner: Winner) -> Bundle:
     Raises: DataError where the bundle is not the one that was scored.
     """
     from mlx_tasks.models.bundle import read_bundle
+    from mlx_tasks.samplers.learned import LearnedSteps
 
     row = winner.row
     bundle = read_bundle(root / row["bundle"])
@@ -79,5 +80,6 @@ def winning_bundle(root: Path, winner: Winner) -> Bundle:
         timesteps=tuple(row["timesteps"]),
         guidance_scale=row["guidance_scale"],
         nfe=row["nfe"],
+        learned=LearnedSteps.from_dict(row["learned"]) if row.get("learned") else None,
     )
     return replace(bundle, sampler=sampler)

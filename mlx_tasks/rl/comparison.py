@@ -1,4 +1,4 @@
-"""Grids against each other on noises that none of them was chosen on, and the verdict for one budget."""
+"""Ways of spending a budget against each other on noises that none of them was chosen on, and which one is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ import numpy as np
 from mlx_tasks.metrics.bootstrap import bootstrap_mean
 from mlx_tasks.metrics.estimate import Estimate
 from mlx_tasks.samplers.grids import Grid
+from mlx_tasks.samplers.learned import LearnedSteps
 
+METHODS = {
+    "uniform": "evenly spaced timesteps",
+    "log_snr": "even log SNR",
+    "karras": "Karras' grid",
+    "log_snr_tuned": "even log SNR, ends searched",
+    "karras_tuned": "Karras' grid, ends and rho searched",
+    "shortest_path": "dynamic programming",
+    "cma_es": "CMA-ES on the levels",
+    "ppo": "PPO",
+    "gradient": "gradients to the levels",
+    "learned": "gradients to levels, levels told and weights",
+}
+"""Every method, the plainest first: of those that do not differ beyond the noise, the plainest is kept."""
 PPO = "ppo"
 RESAMPLES, CONFIDENCE = 2000, 0.95
 
@@ -21,13 +35,13 @@ class Entry:
     """One method at one budget.
 
     Attributes:
-        grid: what it would sample with.
+        steps: what it would sample with: a grid, for the comparison's solver, or learned steps.
         errors: (N,) distance of each test noise's result from its many-step result.
-        learning_evaluations: network evaluations of one image that finding the grid cost; 0 for a default.
+        learning_evaluations: network evaluations of one image that finding the steps cost; 0 for a default.
         learning_seconds: the same in seconds.
     """
 
-    grid: Grid
+    steps: Grid | LearnedSteps
     errors: np.ndarray
     learning_evaluations: int = 0
     learning_seconds: float = 0.0
@@ -35,12 +49,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which grid is kept, and why.
+    """Which method's steps are kept, and why.
 
     Attributes:
         kept: name of the method.
-        rival: the best of the methods other than PPO.
-        difference: PPO's error less the rival's, paired over the noises; below zero PPO is better.
+        rival: the best of the others.
+        difference: the kept one's error less the rival's, paired over the noises; below zero the kept one is better.
         text: the same in a sentence.
     """
 
@@ -51,37 +65,59 @@ class Verdict:
 
 
 def judge(entries: Mapping[str, Entry], seed: int) -> Verdict:
-    """PPO's grid is kept if it beats the best of the others beyond the noise, or equals it in fewer evaluations.
+    """Of the methods that are not worse than the best beyond the noise: the one of fewest evaluations, then plainest.
 
-    Beyond the noise: the 95 % bootstrap interval of the mean difference, paired over the noises, lies below zero.
-    Otherwise the others' best is kept. Entries: one named `ppo`, and one or more others.
+    Beyond the noise: the 95 % bootstrap interval of the mean difference, paired over the noises, lies above zero.
+    Raises: ValueError for fewer than two methods, or one that is not in METHODS.
     """
-    rival = min((name for name in entries if name != PPO), key=lambda name: float(entries[name].errors.mean()))
-    ours, theirs = entries[PPO], entries[rival]
-    gap = bootstrap_mean(ours.errors - theirs.errors, RESAMPLES, CONFIDENCE, seed)
+    unknown = sorted(set(entries) - set(METHODS))
+    if unknown or len(entries) < 2:
+        raise ValueError(f"at least two methods of {', '.join(METHODS)} are compared, got {', '.join(entries)}")
+    order = list(METHODS)
+    best = min(entries, key=lambda name: float(entries[name].errors.mean()))
+    equal = [name for name in entries if name == best or _gap(entries, name, best, seed).interval[0] <= 0]
+    kept = min(equal, key=lambda name: (entries[name].steps.num_steps, order.index(name)))
+    rival = min((name for name in entries if name != kept), key=lambda name: float(entries[name].errors.mean()))
+    gap = _gap(entries, kept, rival, seed)
     low, high = gap.interval
-    figures = (
-        f"error {ours.errors.mean():.4f} against {theirs.errors.mean():.4f} of {rival}, difference {gap.value:+.4f} "
-        f"({CONFIDENCE:.0%} interval {low:+.4f} to {high:+.4f}, {len(ours.errors)} noises)"
-    )
-    fewer = theirs.grid.num_steps - ours.grid.num_steps
+    ours, theirs = entries[kept], entries[rival]
+    fewer = theirs.steps.num_steps - ours.steps.num_steps
     if high < 0:
-        return Verdict(PPO, rival, gap, f"PPO's grid is better beyond the noise and is kept: {figures}")
-    if fewer > 0 and low <= 0:
-        text = f"PPO's grid is as good within the noise in {fewer} evaluations fewer and is kept: {figures}"
-        return Verdict(PPO, rival, gap, text)
-    how = "is worse" if low > 0 else "does not differ beyond the noise"
-    return Verdict(rival, rival, gap, f"PPO's grid {how}; {rival} is kept: {figures}")
+        why = f"better than {rival} beyond the noise"
+    elif fewer > 0:
+        why = f"as good as {rival} within the noise, in {fewer} evaluation{'s' * (fewer > 1)} fewer"
+    else:
+        why = f"as good as {rival} within the noise, and plainer"
+    text = (
+        f"{kept} is kept, {why}: error {ours.errors.mean():.4f} against {theirs.errors.mean():.4f}, difference "
+        f"{gap.value:+.4f} ({CONFIDENCE:.0%} interval {low:+.4f} to {high:+.4f}, {len(ours.errors)} noises)"
+    )
+    return Verdict(kept, rival, gap, text)
 
 
-def table(entries: Mapping[str, Entry], seed: int) -> dict[str, dict[str, Any]]:
-    """{method: {timesteps, nfe, error, low, high, learning_evaluations, learning_seconds}}, with 95 % intervals."""
+def _gap(entries: Mapping[str, Entry], a: str, b: str, seed: int) -> Estimate:
+    return bootstrap_mean(entries[a].errors - entries[b].errors, RESAMPLES, CONFIDENCE, seed)
+
+
+def table(
+    entries: Mapping[str, Entry], whole: Mapping[str, Grid], solver: str, branches: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """{method: {solver, timesteps, learned, nfe, error, low, high, learning_evaluations, learning_seconds}}.
+
+    Intervals are 95 %. whole: the nearest grid of whole timesteps of each method with learned steps; branches: network
+    evaluations a step.
+    """
     rows = {}
     for name, entry in entries.items():
         estimate = bootstrap_mean(entry.errors, RESAMPLES, CONFIDENCE, seed)
+        learned = entry.steps if isinstance(entry.steps, LearnedSteps) else None
+        grid = whole[name] if learned else entry.steps
+        assert isinstance(grid, Grid)
         rows[name] = {
-            "timesteps": list(entry.grid.timesteps),
-            "nfe": entry.grid.num_steps,
+            "solver": "learned" if learned else solver,
+            "timesteps": list(grid.timesteps),
+            "learned": learned.to_dict() if learned else None,
+            "nfe": branches * entry.steps.num_steps,
             "error": estimate.value,
             "low": estimate.low,
             "high": estimate.high,

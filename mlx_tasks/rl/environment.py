@@ -131,7 +131,7 @@ class StepGridEnv(gym.Env[np.ndarray, np.ndarray]):
         self._before, self._estimate = self._estimate, self._task.denoise(self._x, self._sigma(-1))
         total = self._estimate.sum()
         mx.eval(self._x, self._estimate, total)
-        self.problem.meter.evaluations += len(self._task.noise)
+        self.problem.meter.evaluations += len(self._task.noise) * self._task.denoise.evaluations
         return bool(mx.isfinite(total).item())
 
     def _sigma(self, index: int) -> float:

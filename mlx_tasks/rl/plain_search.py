@@ -10,6 +10,7 @@ from scipy.stats import qmc
 
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.samplers.grids import Grid, karras_grid, log_snr_grid
+from mlx_tasks.samplers.learned import LearnedSteps
 
 Make = Callable[[np.ndarray], Grid]
 """(D,) numbers in [0, 1] -> a grid."""
@@ -23,13 +24,13 @@ class Found:
     """What a search found.
 
     Attributes:
-        grid: the best grid tried.
+        grid: the best grid tried, or the best steps.
         error: its error.
         tried: grids tried.
         evaluations, seconds: what the tries cost, if the caller measured it.
     """
 
-    grid: Grid
+    grid: Grid | LearnedSteps
     error: float
     tried: int
     evaluations: int = 0

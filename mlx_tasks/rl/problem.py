@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -17,10 +17,10 @@ from mlx_tasks.samplers.bundle_sampler import bundle_noise
 from mlx_tasks.samplers.denoiser import Denoise, network_denoiser
 from mlx_tasks.samplers.driver import sample
 from mlx_tasks.samplers.grids import Grid, grid_from_timesteps, log_snr_grid, uniform_grid
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.solvers import find_solver
 
 if TYPE_CHECKING:
-    from mlx_tasks.learned_steps.unrolled import Steps
     from mlx_tasks.models.bundle import Bundle
 
 
@@ -61,7 +61,7 @@ class Problem:
         solver: a solver of one network evaluation a step.
         tasks: the batches.
         meter: counts the network evaluations that go through `errors` and the environment.
-    Raises: DataError for another solver, or a model whose guidance costs a second evaluation.
+    Raises: DataError for another solver, or no batches.
     """
 
     schedule: NoiseSchedule
@@ -74,18 +74,16 @@ class Problem:
         calls = find_solver(self.solver).calls
         if calls(7) != 7:
             raise DataError(f"the solver must take one evaluation a step, {self.solver} takes {calls(7)} for 7 steps")
-        if not self.tasks or any(task.denoise.evaluations != 1 for task in self.tasks):
-            raise DataError("a schedule is tuned on batches of a model of one evaluation a step: fold the guidance in")
+        if not self.tasks:
+            raise DataError("a schedule is tuned on at least one batch of noises")
 
-    def errors(self, grid: Grid, tasks: Sequence[int] | None = None) -> np.ndarray:
-        """(N,) root mean square distance of each noise's result from its truth, over all tasks or the given ones."""
-        chosen = self.tasks if tasks is None else [self.tasks[i] for i in tasks]
-        return np.concatenate([self._run_errors(task, grid, self.solver) for task in chosen])
+    def errors(self, grid: Grid | LearnedSteps, tasks: Sequence[int] | None = None) -> np.ndarray:
+        """(N,) root mean square distance of each noise's result from its truth, over all tasks or the given ones.
 
-    def steps_errors(self, steps: Steps, tasks: Sequence[int] | None = None) -> np.ndarray:
-        """`errors` of learned steps (learned_steps/unrolled.py), which bring their own solver."""
+        A grid is taken by the problem's solver, learned steps bring their own.
+        """
         chosen = self.tasks if tasks is None else [self.tasks[i] for i in tasks]
-        return np.concatenate([self._run_errors(task, steps.sigmas, "learned", steps.options) for task in chosen])
+        return np.concatenate([self._task_errors(task, grid) for task in chosen])
 
     def error(self, timesteps: Sequence[int], tasks: Sequence[int] | None = None) -> float:
         """The mean of `errors` of a grid through those timesteps."""
@@ -97,10 +95,8 @@ class Problem:
             self._uniform[num_steps, task] = float(self.errors(uniform_grid(self.schedule, num_steps), [task]).mean())
         return self._uniform[num_steps, task]
 
-    def _run_errors(
-        self, task: Task, grid: Grid | Sequence[float], solver: str, options: dict[str, Any] | None = None
-    ) -> np.ndarray:
-        drawn = sample(task.denoise, task.noise, grid, solver, options=options)
+    def _task_errors(self, task: Task, grid: Grid | LearnedSteps) -> np.ndarray:
+        drawn = sample(task.denoise, task.noise, grid, self.solver)
         self.meter.evaluations += drawn.nfe * len(task.noise)
         return endpoint_errors(np.array(drawn.images), task.truth)
 

@@ -1,25 +1,23 @@
-"""The whole comparison for one model: plain search and PPO learn on some noises, all grids are judged on others."""
+"""PPO's part of the comparison for one model, and the comparison itself, on noises that nothing was learned on."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from mlx_tasks.rl.comparison import PPO, Entry, Verdict, judge, table
+from mlx_tasks.learned_steps.gradient import rounded
+from mlx_tasks.rl.comparison import Entry, Verdict, judge, table
 from mlx_tasks.rl.environment import ENVIRONMENT_ID, StepGridEnv
 from mlx_tasks.rl.levels import median_grid
-from mlx_tasks.rl.plain_search import TUNED, Found, search_grid
+from mlx_tasks.rl.plain_search import Found
 from mlx_tasks.rl.policy import greedy_episode
 from mlx_tasks.rl.ppo import Learner, PpoOptions
 from mlx_tasks.rl.problem import Problem
-from mlx_tasks.samplers.grids import GRIDS, grid_from_timesteps
-
-SEARCH_TASKS = (0, 1)
-"""Batches that the plain search judges a grid on: the first two of those that PPO learns on."""
+from mlx_tasks.samplers.grids import GRIDS, Grid
+from mlx_tasks.samplers.learned import LearnedSteps
 
 
 @dataclass(frozen=True)
@@ -35,24 +33,6 @@ class Exported:
     timesteps: tuple[int, ...]
     agree: bool
     batches: int
-
-
-def tuned_grids(problem: Problem, budget: int, tries: int, seed: int) -> dict[str, Found]:
-    """Each kind of grid with its ends tuned for a budget on the problem's first batches, and what that cost."""
-    tasks = [i for i in SEARCH_TASKS if i < len(problem.tasks)]
-    found = {}
-    for name, (maker, dimensions) in TUNED.items():
-        before, start = problem.meter.evaluations, time.perf_counter()
-        result = search_grid(
-            lambda grid: float(problem.errors(grid, tasks).mean()),
-            maker(problem.schedule, budget),
-            dimensions,
-            tries,
-            seed,
-        )
-        cost = problem.meter.evaluations - before
-        found[name] = Found(result.grid, result.error, result.tried, cost, time.perf_counter() - start)
-    return found
 
 
 def make_learner(
@@ -89,17 +69,17 @@ def export_grid(policy: ActorCriticPolicy, problem: Problem, budgets: tuple[int,
 
 
 def compare(
-    test: Problem, budget: int, tuned: dict[str, Found], exported: Exported, cost: tuple[int, float], seed: int
-) -> tuple[dict[str, Any], Verdict]:
-    """(rows by method, verdict) of one budget, on the test's noises: default grids, tuned ones, PPO's.
+    test: Problem, budget: int, found: dict[str, Found], seed: int
+) -> tuple[dict[str, dict[str, Any]], Verdict]:
+    """(rows by method, verdict) of one budget of steps, on the test's noises: default grids and what was found."""
+    entries = {name: Entry(grid, test.errors(grid)) for name, grid in default_grids(test, budget).items()}
+    for name, one in found.items():
+        entries[name] = Entry(one.grid, test.errors(one.grid), one.evaluations, one.seconds)
+    whole = {name: rounded(test, one.grid) for name, one in found.items() if isinstance(one.grid, LearnedSteps)}
+    branches = test.tasks[0].denoise.evaluations
+    return table(entries, whole, test.solver, branches, seed), judge(entries, seed)
 
-    cost: network evaluations and seconds that PPO's learning took. It learned all budgets at once, so each budget is
-        given the whole of it; a tuned grid's cost is its own budget's.
-    """
-    defaults = {name: make(test.schedule, budget) for name, make in GRIDS.items()}
-    entries = {name: Entry(grid, test.errors(grid)) for name, grid in defaults.items()}
-    for name, found in tuned.items():
-        entries[name] = Entry(found.grid, test.errors(found.grid), found.evaluations, found.seconds)
-    grid = grid_from_timesteps(test.schedule, exported.timesteps)
-    entries[PPO] = Entry(grid, test.errors(grid), *cost)
-    return table(entries, seed), judge(entries, seed)
+
+def default_grids(problem: Problem, budget: int) -> dict[str, Grid]:
+    """The grids that need no search."""
+    return {name: make(problem.schedule, budget) for name, make in GRIDS.items()}

@@ -1,6 +1,13 @@
 """Step grids, solvers, and one driver that counts network evaluations."""
 
-from mlx_tasks.samplers.bundle_sampler import Strip, bundle_noise, denoising_strip, keyed_noise, sample_bundle
+from mlx_tasks.samplers.bundle_sampler import (
+    Strip,
+    bundle_noise,
+    denoising_strip,
+    keyed_noise,
+    own_steps,
+    sample_bundle,
+)
 from mlx_tasks.samplers.denoiser import Denoise, network_denoiser
 from mlx_tasks.samplers.driver import SamplerDivergedError, Samples, sample
 from mlx_tasks.samplers.grids import (
@@ -12,6 +19,7 @@ from mlx_tasks.samplers.grids import (
     make_grid,
     uniform_grid,
 )
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.solvers import SOLVERS, Solver, find_solver
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "SOLVERS",
     "Denoise",
     "Grid",
+    "LearnedSteps",
     "SamplerDivergedError",
     "Samples",
     "Solver",
@@ -32,6 +41,7 @@ __all__ = [
     "log_snr_grid",
     "make_grid",
     "network_denoiser",
+    "own_steps",
     "sample",
     "sample_bundle",
     "uniform_grid",

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_tasks.samplers.denoiser import network_denoiser
 from mlx_tasks.samplers.driver import Samples, sample
 from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
+from mlx_tasks.samplers.learned import LearnedSteps
 
 if TYPE_CHECKING:
     from mlx_tasks.models.bundle import Bundle
@@ -44,7 +45,7 @@ def sample_bundle(
     bundle: Bundle,
     noise: mx.array,
     class_labels: Labels = None,
-    grid: Grid | Sequence[float] | None = None,
+    grid: Grid | LearnedSteps | Sequence[float] | None = None,
     solver: str | None = None,
     batch_size: int = 64,
     guidance_scale: float | None = None,
@@ -65,7 +66,7 @@ def sample_bundle(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     labels = _check_labels(bundle, class_labels, len(noise))
-    steps = grid_from_timesteps(bundle.schedule, bundle.sampler.timesteps) if grid is None else grid
+    steps = own_steps(bundle) if grid is None else grid
     scale = bundle.sampler.guidance_scale if guidance_scale is None else guidance_scale
     if class_labels is None:
         scale = 1.0
@@ -86,6 +87,11 @@ def sample_bundle(
     return Samples(mx.concatenate(chunks) if chunks else noise, nfe)
 
 
+def own_steps(bundle: Bundle) -> Grid | LearnedSteps:
+    """The steps that the bundle names: those it learned, or a grid of whole timesteps."""
+    return bundle.sampler.learned or grid_from_timesteps(bundle.schedule, bundle.sampler.timesteps)
+
+
 class Strip(NamedTuple):
     """What a model believed on the way.
 
@@ -102,7 +108,7 @@ def denoising_strip(
     bundle: Bundle,
     noise: mx.array,
     class_labels: Labels = None,
-    grid: Grid | Sequence[float] | None = None,
+    grid: Grid | LearnedSteps | Sequence[float] | None = None,
     solver: str | None = None,
     columns: int = 8,
     guidance_scale: float | None = None,

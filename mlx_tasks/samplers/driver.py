@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_tasks.errors import DivergedError, StageError
 from mlx_tasks.samplers.denoiser import Denoise
 from mlx_tasks.samplers.grids import Grid
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.noise import split
 from mlx_tasks.samplers.solvers import find_solver
 
@@ -51,7 +52,7 @@ class SamplerDivergedError(DivergedError):
 def sample(
     denoise: Denoise | Callable[[mx.array, float], mx.array],
     noise: mx.array,
-    grid: Grid | Sequence[float],
+    grid: Grid | LearnedSteps | Sequence[float],
     solver: str = "ddim",
     key: mx.array | None = None,
     callback: Callback | None = None,
@@ -60,15 +61,19 @@ def sample(
     """Images from noise, along the grid's noise levels.
 
     noise: (B, H, W, C), unit normal; the start is noise * sqrt(1 + sigma_0^2), of unit variance in diffusers' frame.
-    grid: a Grid, or falling noise levels of which only the last may be 0.
+    grid: a Grid, learned steps, which bring their own solver and options, or falling noise levels of which only the
+        last may be 0.
     key: for solvers that draw noise: (2,), or (B, 2), one an image, whose noise then depends on no other image.
     options: the solver's own numbers (eta, order, churn ...), by name.
     Each step is evaluated once, and its finiteness is read then: no synchronisation is added to the one there is.
     Raises: ValueError for a bad grid, an unknown solver or option, or a missing key; SamplerDivergedError naming the
         step and its sigma.
     """
-    sigmas = grid.sigmas if isinstance(grid, Grid) else check_sigmas(grid)
-    method = find_solver(solver, **(options or {}))
+    if isinstance(grid, LearnedSteps):
+        sigmas, method = grid.sigmas, find_solver("learned", **grid.options)
+    else:
+        sigmas = grid.sigmas if isinstance(grid, Grid) else check_sigmas(grid)
+        method = find_solver(solver, **(options or {}))
     counted = _Counted(denoise)
     x = noise * math.sqrt(1.0 + sigmas[0] ** 2)
     state = method.init(x, sigmas)

@@ -7,16 +7,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_tasks.errors import DataError
 from mlx_tasks.samplers.denoiser import Denoise
 from mlx_tasks.samplers.history import History
 
 HISTORY = 3
 """Outputs that a step may use: the newest and two before it."""
+
+
+@dataclass(frozen=True)
+class LearnedSteps:
+    """What was learned, ready for `sample(denoise, noise, steps.sigmas, "learned", options=steps.options)`.
+
+    Attributes:
+        sigmas: n falling noise levels and a final 0.0.
+        told: the n levels the network is told.
+        weights: n lists of the outputs' weights: none for the first step, one for the second, two for the others.
+    Raises: DataError naming the rule that is broken.
+    """
+
+    sigmas: tuple[float, ...]
+    told: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigmas", tuple(float(s) for s in self.sigmas))
+        object.__setattr__(self, "told", tuple(float(s) for s in self.told))
+        object.__setattr__(self, "weights", tuple(tuple(float(w) for w in row) for row in self.weights))
+        n = len(self.sigmas) - 1
+        numbers = [*self.sigmas, *self.told, *(w for row in self.weights for w in row)]
+        if n < 1 or self.sigmas[-1] != 0.0 or any(b >= a for a, b in pairwise(self.sigmas)):
+            raise DataError(f"learned sigmas must fall strictly and end at 0.0, got {list(self.sigmas)}")
+        if not all(math.isfinite(v) for v in numbers) or not all(s > 0 for s in self.told):
+            raise DataError("learned steps must hold finite numbers, and told levels above 0")
+        if len(self.told) != n or [len(row) for row in self.weights] != [min(i, HISTORY - 1) for i in range(n)]:
+            raise DataError(
+                f"learned steps of {n} levels take {n} told ones and 0, 1, 2, 2 ... weights, got {len(self.told)} and "
+                f"{[len(row) for row in self.weights]}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Any) -> LearnedSteps:
+        """From `to_dict`'s values.  Raises: DataError for another shape."""
+        try:
+            return cls(values["sigmas"], values["told"], values["weights"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"learned steps must hold sigmas, told and weights, got {values!r:.200}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"sigmas": list(self.sigmas), "told": list(self.told), "weights": [list(row) for row in self.weights]}
+
+    @property
+    def num_steps(self) -> int:
+        """Levels, and so denoiser calls."""
+        return len(self.told)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As the solver `learned` takes them."""
+        return {"told": self.told, "weights": self.weights}
 
 
 def init(x: mx.array, sigmas: Sequence[float]) -> History:

@@ -227,10 +227,14 @@ def read_refusals(path: Path) -> dict[int, str]:
 
 
 def read_grids(path: Path) -> list[dict[str, Any]]:
-    """Budget, grid, solver and timesteps of all that the tune stage compared.  Raises: DataError for another shape."""
+    """Budget, grid, solver, timesteps and learned steps of all that the tune stage compared.
+
+    Raises: DataError for another shape.
+    """
     keys = ("budget", "grid", "solver", "timesteps")
     try:
-        return [{key: row[key] for key in keys} for row in read_json(path)["rows"]]
+        rows = read_json(path)["rows"]
+        return [{**{key: row[key] for key in keys}, "learned": row.get("learned")} for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not the tune stage's schedules ({error!r}): run `mlx-tasks tune`") from error
 

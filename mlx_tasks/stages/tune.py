@@ -1,8 +1,8 @@
-"""Stage `tune`: step grids for the searched student, by PPO and by plain search, compared on fresh noise.
+"""Stage `tune`: steps for the searched student by every method that is asked for, compared on fresh noise.
 
 work/schedules/schedules.json  solver; reference; noises; rewards (one row an iteration of PPO);
-                               rows: one for each budget and method {budget, grid, solver, timesteps, nfe, error, low,
-                               high, learning_evaluations, learning_seconds, kept};
+                               rows: one for each budget and method {budget, grid, solver, timesteps, learned, nfe,
+                               error, low, high, learning_evaluations, learning_seconds, kept};
                                budgets: {budget: {methods, kept, rival, difference, verdict, ppo_batches_agree}}
 work/schedules/policy/         PPO's policy: safetensors and JSON
 """
@@ -11,34 +11,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlx_tasks.config import Tune
+from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_folder, read_json, write_json
+from mlx_tasks.learned_steps.methods import Effort, find_steps
 from mlx_tasks.models.bundle import read_bundle
 from mlx_tasks.rl import tuning
 from mlx_tasks.rl.comparison import PPO
-from mlx_tasks.rl.plain_search import Found
+from mlx_tasks.rl.plain_search import TUNED, Found
 from mlx_tasks.rl.policy import save_policy
 from mlx_tasks.rl.ppo import Learner, PpoOptions
 from mlx_tasks.rl.problem import Meter, Problem, bundle_problem, reference_grid
 from mlx_tasks.samplers.grids import grid_from_timesteps
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.training.checkpoint import clear_checkpoints
 
-logger = logging.getLogger(__name__)
-
 SOLVER = "dpmpp_2m"
 TUNING_BATCHES, SELECTION_BATCHES = 4, 2
-"""Batches that are learned on, and those that choose among policies and turn the policy into a grid."""
+"""Batches that are learned on, and those that choose among policies and iterates, and turn the policy into a grid."""
 
 
 def run(context: StageContext) -> None:
     """Learn and compare.  Raises: DataError for a bundle whose guidance is not folded in."""
     tune, seed, bundle = context.config.tune, context.config.seed, read_bundle(context.work / "searched")
+    if bundle.sampler.guidance_scale not in (0.0, 1.0):
+        raise DataError(
+            f"the searched student is sampled with guidance {bundle.sampler.guidance_scale:g}, two evaluations a step: "
+            "fold the guidance in, as search_select does"
+        )
     counts = {
         "tuning": TUNING_BATCHES * tune.batch_size,
         "selection": SELECTION_BATCHES * tune.batch_size,
@@ -53,13 +58,21 @@ def run(context: StageContext) -> None:
         reference = Meter(reference.evaluations + cost.evaluations, reference.seconds + cost.seconds)
     identity = hashlib.sha256(json.dumps([bundle.digest, tune.model_dump(mode="json"), seed]).encode()).hexdigest()
 
-    tuned = _tune_plainly(context, problems["tuning"], identity)
-    learner = _learn(context, problems["tuning"], problems["selection"], identity)
-    budgets, rows = _compare(context, problems, tuned, learner)
+    found = {budget: _find(context, problems, budget, identity) for budget in tune.nfe_budgets}
+    agree: dict[int, bool | None] = dict.fromkeys(tune.nfe_budgets)
+    learner = _learn(context, problems["tuning"], problems["selection"], identity) if PPO in tune.methods else None
+    if learner:
+        cost = (learner.history[-1].evaluations, sum(record.seconds for record in learner.history))
+        for budget in tune.nfe_budgets:
+            exported = tuning.export_grid(learner.best, problems["selection"], tune.nfe_budgets, budget)
+            grid, agree[budget] = grid_from_timesteps(bundle.schedule, exported.timesteps), exported.agree
+            found[budget][PPO] = Found(grid, 0.0, len(learner.history), *cost)
+    budgets, rows = _compare(context, problems["test"], found, agree)
 
     with atomic_folder(context.work / "schedules") as fresh:
-        notes = {"solver": SOLVER, "budgets": list(tune.nfe_budgets), "bundle": bundle.digest}
-        save_policy(fresh / "policy", learner.best, notes)
+        if learner:
+            notes = {"solver": SOLVER, "budgets": list(tune.nfe_budgets), "bundle": bundle.digest}
+            save_policy(fresh / "policy", learner.best, notes)
         schedules = {
             "solver": SOLVER,
             "rows": rows,
@@ -71,32 +84,48 @@ def run(context: StageContext) -> None:
                 "seconds": reference.seconds,
             },
             "noises": counts,
-            "rewards": [asdict(record) for record in learner.history],
+            "rewards": [asdict(record) for record in learner.history] if learner else [],
         }
         write_json(fresh / "schedules.json", schedules)
     _record(context, tune, schedules)
     clear_checkpoints(context.checkpoints)
 
 
-def _tune_plainly(context: StageContext, problem: Problem, identity: str) -> dict[int, dict[str, Found]]:
-    """Tuned grids by budget; those that a killed run had found already are read back."""
-    tune, path = context.config.tune, context.checkpoints / "plain.json"
+def _find(context: StageContext, problems: dict[str, Problem], budget: int, identity: str) -> dict[str, Found]:
+    """What each method but PPO found for a budget; what a killed run had found whole is read back."""
+    tune, path = context.config.tune, context.checkpoints / f"found_{budget}.json"
     kept: dict[str, Any] = read_json(path) if path.is_file() else {}
-    kept = kept if kept.get("identity") == identity else {"identity": identity, "budgets": {}}
-    found = {}
-    for number, budget in enumerate(tune.nfe_budgets):
-        context.progress.update(number, len(tune.nfe_budgets), "budgets", phase="plain search")
-        if str(budget) not in kept["budgets"]:
-            results = tuning.tuned_grids(problem, budget, tune.search_evaluations, context.config.seed)
-            kept["budgets"][str(budget)] = {
-                name: {**asdict(result), "grid": list(result.grid.timesteps)} for name, result in results.items()
-            }
-            write_json(path, kept)
-        found[budget] = {
-            name: Found(**{**values, "grid": grid_from_timesteps(problem.schedule, values["grid"])})
-            for name, values in kept["budgets"][str(budget)].items()
-        }
-    return found
+    if kept.get("identity") != identity:
+        effort = Effort(tune.search_evaluations, tune.gradient_iterations, context.config.seed)
+        phase = f"steps for {budget} evaluations"
+
+        def said(method: str, iteration: int, error: float) -> None:
+            context.progress.update(iteration, tune.gradient_iterations, "iterations", phase=method, error=error)
+            context.tracker.metrics({f"tune/{method}_nfe{budget}_error": error}, iteration)
+
+        results = {}
+        context.progress.update(0, len(TUNED) + len(tune.methods), "methods", phase=phase)
+        for name, one in find_steps(problems["tuning"], problems["selection"], budget, tune.methods, effort, said):
+            results[name] = _plain(one)
+            context.progress.update(len(results), len(TUNED) + len(tune.methods), "methods", phase=phase)
+        kept = {"identity": identity, "found": results}
+        write_json(path, kept)
+    return {name: _found(problems["tuning"], values) for name, values in kept["found"].items()}
+
+
+def _plain(found: Found) -> dict[str, Any]:
+    learned = found.grid.to_dict() if isinstance(found.grid, LearnedSteps) else None
+    timesteps = None if isinstance(found.grid, LearnedSteps) else list(found.grid.timesteps)
+    costs = {"tried": found.tried, "evaluations": found.evaluations, "seconds": found.seconds}
+    return {"learned": learned, "timesteps": timesteps, "error": found.error, **costs}
+
+
+def _found(problem: Problem, values: dict[str, Any]) -> Found:
+    if values["learned"]:
+        steps: Any = LearnedSteps.from_dict(values["learned"])
+    else:
+        steps = grid_from_timesteps(problem.schedule, values["timesteps"])
+    return Found(steps, values["error"], values["tried"], values["evaluations"], values["seconds"])
 
 
 def _learn(context: StageContext, problem: Problem, selection: Problem, identity: str) -> Learner:
@@ -114,26 +143,22 @@ def _learn(context: StageContext, problem: Problem, selection: Problem, identity
 
 
 def _compare(
-    context: StageContext, problems: dict[str, Problem], tuned: dict[int, dict[str, Found]], learner: Learner
+    context: StageContext, test: Problem, found: dict[int, dict[str, Found]], agree: dict[int, bool | None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(what schedules.json holds by budget, its rows)."""
-    tune, policy = context.config.tune, learner.best
-    cost = (learner.history[-1].evaluations, sum(record.seconds for record in learner.history))
     budgets, rows = {}, []
-    for budget in tune.nfe_budgets:
-        exported = tuning.export_grid(policy, problems["selection"], tune.nfe_budgets, budget)
-        methods, verdict = tuning.compare(problems["test"], budget, tuned[budget], exported, cost, context.config.seed)
+    for budget, of_budget in found.items():
+        methods, verdict = tuning.compare(test, budget, of_budget, context.config.seed)
         budgets[str(budget)] = {
             "methods": methods,
             "kept": verdict.kept,
             "rival": verdict.rival,
             "difference": verdict.difference.as_dict(),
             "verdict": verdict.text,
-            "ppo_batches_agree": exported.agree,
+            "ppo_batches_agree": agree[budget],
         }
         rows += [
-            {"budget": budget, "grid": name, "solver": SOLVER, **values, "kept": name == verdict.kept}
-            for name, values in methods.items()
+            {"budget": budget, "grid": name, **values, "kept": name == verdict.kept} for name, values in methods.items()
         ]
         context.progress.say(f"{budget} evaluations: {verdict.text}")
     return budgets, rows
@@ -145,18 +170,20 @@ def _record(context: StageContext, tune: Tune, schedules: dict[str, Any]) -> Non
         methods, kept = entry["methods"], entry["kept"]
         metrics[f"nfe{budget}_kept"] = kept
         metrics[f"nfe{budget}_kept_error"] = methods[kept]["error"]
-        metrics[f"nfe{budget}_ppo_error"] = methods[PPO]["error"]
-        metrics[f"nfe{budget}_tuned_error"] = min(methods[name]["error"] for name in tuning.TUNED)
-        metrics[f"nfe{budget}_uniform_error"] = methods["uniform"]["error"]
-    last = schedules["rewards"][-1]
-    rows = [row for row in schedules["rows"] if row["grid"] in tuning.TUNED]
+        metrics[f"nfe{budget}_tuned_error"] = min(methods[name]["error"] for name in TUNED)
+        for name in ("uniform", *tune.methods):
+            metrics[f"nfe{budget}_{name}_error"] = methods[name]["error"]
+    if schedules["rewards"]:
+        last = schedules["rewards"][-1]
+        metrics |= {
+            "ppo_best_reward": last["best_reward"],
+            "ppo_evaluations": last["evaluations"],
+            "ppo_seconds": sum(record["seconds"] for record in schedules["rewards"]),
+        }
+    rows = [row for row in schedules["rows"] if row["grid"] != PPO]
     metrics |= {
-        "ppo_kept": sum(entry["kept"] == PPO for entry in schedules["budgets"].values()),
-        "ppo_best_reward": last["best_reward"],
-        "ppo_evaluations": last["evaluations"],
-        "ppo_seconds": sum(record["seconds"] for record in schedules["rewards"]),
-        "tuned_evaluations": sum(row["learning_evaluations"] for row in rows),
-        "tuned_seconds": sum(row["learning_seconds"] for row in rows),
+        "search_evaluations": sum(row["learning_evaluations"] for row in rows),
+        "search_seconds": sum(row["learning_seconds"] for row in rows),
     }
     path: Path = context.work / "metrics" / "tune.json"
     write_json(path, metrics)
