@@ -2,7 +2,7 @@
 
     python benchmarks/pattern_dataset.py FOLDER [--count 1500] [--side 32]
 
-What `schedules.py` was run on beside the digits: a teacher of `mlx-tasks demo --set dataset=FOLDER` at 12 and 24 pixels.
+What `schedules.py` was run on beside the digits: a teacher trained on it at 12 and 24 pixels.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.progress import Progress
 from mlx_tasks.samplers.grids import log_snr_grid, uniform_grid
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.stages import evaluate, features, image_text
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.tracking.mlflow_tracker import open_tracker
@@ -87,6 +88,8 @@ def context(tmp_path_factory):
     ]
     rows.append({**rows[-1], "grid": "tuned"})  # the search came back with the grid it started from
     rows.append({"budget": 3, "grid": "ppo", "solver": "dpmpp_2m", "timesteps": [900, 300]})  # one step saved
+    learned = LearnedSteps((9.0, 2.0, 0.5, 0.0), (8.0, 2.5, 0.4), ((), (0.1,), (0.2, -0.05))).to_dict()
+    rows.append({"budget": 3, "grid": "learned", "solver": "learned", "timesteps": [900, 600, 300], "learned": learned})
     write_json(work / "schedules" / "schedules.json", {"rows": rows})
     config = parse_config(
         {
@@ -146,6 +149,7 @@ def test_every_candidate_and_reference_has_a_row_and_what_was_left_out_says_why(
         "searched-log_snr-nfe2",
         "searched-log_snr-nfe3",
         "searched-ppo-nfe2-of-3",
+        "searched-learned-nfe3",
     ]
     reasons = {one["name"]: one["reason"] for one in scores["left_out"]}
     assert reasons["teacher-ddim-uniform-nfe1"] == "1 evaluations pay for no step of ddim with guidance"
@@ -251,7 +255,7 @@ def test_a_killed_evaluation_goes_on_with_the_rows_it_has(context, scores, monke
     first = list(drawn)
     monkeypatch.setattr(bench_module.Bench, "candidate_row", lambda *a: (drawn.append(a[1].name), real(*a))[1])
     evaluate.run(context)
-    assert len(drawn) == len(set(drawn)) == 10 and drawn[:3] == first
+    assert len(drawn) == len(set(drawn)) == 11 and drawn[:3] == first
     again = read_json(context.work / "scores" / "scores.json")
     assert [_untimed(row) for row in again["rows"]] == [_untimed(row) for row in scores["rows"]]
     assert not (context.checkpoints / "rows").exists()
@@ -501,10 +505,14 @@ def test_the_teachers_budgets_count_both_guidance_branches():
 
 def test_equal_grids_are_scored_once():
     sampler = Sampler("ddim", (999,), 1.0, 1, 8, 1, ("a",), 1)
-    rows = [{"budget": 2, "grid": g, "solver": "ddim", "timesteps": [900, 100]} for g in ("uniform", "ppo")]
+    learned = LearnedSteps((9.0, 0.5, 0.0), (8.0, 0.4), ((), (0.1,))).to_dict()
+    shared = {"budget": 2, "timesteps": [900, 100]}
+    rows = [{**shared, "grid": g, "solver": "ddim", "learned": None} for g in ("uniform", "ppo")]
+    rows.append({**shared, "grid": "learned", "solver": "learned", "learned": learned})
     kept, left_out = schedule_candidates("work/searched", sampler, rows)
-    assert [c.name for c in kept] == ["searched-uniform-nfe2"]
+    assert [c.name for c in kept] == ["searched-uniform-nfe2", "searched-learned-nfe2"]
     assert left_out[0].reason == "the same grid as searched-uniform-nfe2"
+    assert kept[1].steps(SCHEDULE).to_dict() == learned
 
 
 def test_latency_is_the_median_of_repeats_an_image(monkeypatch):

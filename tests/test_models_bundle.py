@@ -13,6 +13,7 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.scheduler_config import ddim_timesteps, scheduler_config
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
+from mlx_tasks.samplers import LearnedSteps, network_denoiser, sample, sample_bundle
 from mlx_tasks.samplers.grids import uniform_grid
 
 SCHEDULE = NoiseSchedule.cosine()
@@ -185,3 +186,39 @@ def test_the_index_names_a_pipeline_only_where_diffusers_has_one(tmp_path, class
     index = json.loads((tmp_path / "b" / "model_index.json").read_text())
     assert index["_class_name"] == pipeline
     assert index["unet"] == ["diffusers", "UNet2DModel"]
+
+
+LEARNED = LearnedSteps((9.0, 2.0, 0.5, 0.0), (8.0, 2.5, 0.4), ((), (0.1,), (0.2, -0.05)))
+
+
+def test_learned_steps_travel_and_diffusers_is_given_the_nearest_whole_ones(tmp_path):
+    changes = {"solver": "learned", "timesteps": (930, 700, 290), "nfe": 3, "guidance_scale": 1.0, "learned": LEARNED}
+    model = network()
+    write_bundle(tmp_path / "b", model, SCHEDULE, sampler(**changes))
+    bundle = read_bundle(tmp_path / "b")
+    assert bundle.sampler == sampler(**changes)
+    noise = mx.random.normal((2, 8, 8, 1), key=mx.random.key(1))
+    drawn = sample_bundle(bundle, noise, [0, 2]).images
+    by_hand = sample(network_denoiser(model, SCHEDULE, mx.array([0, 2])), noise, LEARNED).images
+    assert mx.allclose(drawn, by_hand, atol=1e-5)
+    told = json.loads((tmp_path / "b" / "scheduler" / "scheduler_config.json").read_text())
+    assert (told["_class_name"], told["solver_order"]) == ("DPMSolverMultistepScheduler", 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"solver": "learned", "timesteps": (9, 5, 2), "nfe": 6}, "goes with the solver 'learned'"),
+        ({"learned": LEARNED}, "goes with the solver 'learned' and with no other, got 'ddim'"),
+        ({"solver": "learned", "learned": LEARNED}, "has 3 steps, timesteps 4"),
+    ],
+)
+def test_learned_steps_that_contradict_the_sampler_are_refused(changes, rule):
+    with pytest.raises(DataError, match=rule):
+        sampler(**changes)
+
+
+def test_a_sampler_from_before_there_were_learned_steps_is_read():
+    values = sampler().to_dict()
+    del values["learned"]
+    assert Sampler.from_dict(values) == sampler()

@@ -9,6 +9,7 @@ import pytest
 from gaussian_problem import SCHEDULE, gaussian_problem
 
 from mlx_tasks.errors import DataError
+from mlx_tasks.learned_steps.methods import tuned_grids
 from mlx_tasks.metrics.estimate import Estimate
 from mlx_tasks.rl import tuning
 from mlx_tasks.rl.comparison import Entry, judge, table
@@ -23,7 +24,7 @@ def test_plain_search_comes_close_to_brute_force():
     for n in (4, 8):
         ends = itertools.product(range(600, 1000, 15), [round((i / 30) ** 2 * 499) for i in range(31)])
         brute = min(float(problem.errors(log_snr_grid(SCHEDULE, n, t_first=a, t_last=b)).mean()) for a, b in ends)
-        found = [tuning.tuned_grids(problem, n, 48, seed)["log_snr_tuned"] for seed in range(3)]
+        found = [tuned_grids(problem, n, 48, seed)["log_snr_tuned"] for seed in range(3)]
         assert all(result.error < 1.05 * brute for result in found)
         assert brute < 0.5 * float(problem.errors(log_snr_grid(SCHEDULE, n)).mean())
         assert all(result.error == pytest.approx(problem.error(result.grid.timesteps)) for result in found)
@@ -55,7 +56,7 @@ def test_makers_span_the_grids_they_name():
 
 def test_cost_of_plain_search_is_what_the_denoiser_was_called():
     problem = gaussian_problem(2, batches=3, batch_size=5)
-    found = tuning.tuned_grids(problem, 4, 10, 0)
+    found = tuned_grids(problem, 4, 10, 0)
     calls = sum(task.denoise.calls for task in problem.tasks)
     assert sum(result.evaluations for result in found.values()) == calls * 5 == problem.meter.evaluations
     assert problem.tasks[2].denoise.calls == 0  # the first two batches are enough for two numbers
@@ -108,7 +109,7 @@ def test_ppo_learns_grids_near_the_best_tuned_ones(learned):
     for budget in budgets:
         exported = tuning.export_grid(learner.best, selection, budgets, budget)
         error = test.error(exported.timesteps)
-        tuned = min(test.error(f.grid.timesteps) for f in tuning.tuned_grids(tuning_problem, budget, 48, 0).values())
+        tuned = min(test.error(f.grid.timesteps) for f in tuned_grids(tuning_problem, budget, 48, 0).values())
         uniform = float(test.errors(uniform_grid(SCHEDULE, budget)).mean())
         assert len(exported.timesteps) == budget
         assert error < 0.3 * uniform
@@ -172,34 +173,45 @@ def test_killed_learning_goes_on_to_the_same_policy(tmp_path):
     assert other.history[0].number == 1  # checkpoints of other params are not taken
 
 
-def entries(ppo, others, ppo_steps=4):
-    def entry(values, steps=4):
-        return Entry(uniform_grid(SCHEDULE, steps), np.asarray(values, float))
-
-    return {**{name: entry(values) for name, values in others.items()}, "ppo": entry(ppo, ppo_steps)}
+def entries(errors, **steps):
+    """Methods -> their errors, on grids of 4 steps or as many as are given."""
+    return {name: Entry(uniform_grid(SCHEDULE, steps.get(name, 4)), np.asarray(e, float)) for name, e in errors.items()}
 
 
-def test_verdicts():
+def test_the_plainest_of_those_within_the_noise_is_kept():
     rng = np.random.default_rng(0)
     base = rng.uniform(0.5, 1.5, 100)
-    better = judge(entries(base - 0.01, {"karras_tuned": base, "uniform": base + 1}), 0)
-    assert (better.kept, better.rival) == ("ppo", "karras_tuned") and better.difference.high < 0
-    assert better.difference == Estimate(pytest.approx(-0.01), pytest.approx(-0.01), pytest.approx(-0.01))
     jitter = rng.normal(0, 0.3, 100)
     jitter -= jitter.mean()
-    same = judge(entries(base + jitter - 1e-4, {"karras_tuned": base}), 0)
-    assert same.kept == "karras_tuned" and "does not differ beyond the noise" in same.text
-    worse = judge(entries(base + 0.1, {"log_snr_tuned": base, "uniform": base + 1}), 0)
-    assert worse.kept == "log_snr_tuned" and "is worse" in worse.text
-    shorter = judge(entries(base + jitter, {"karras_tuned": base}, ppo_steps=3), 0)
-    assert shorter.kept == "ppo" and "1 evaluations fewer" in shorter.text
-    assert judge(entries(base + 0.1, {"karras_tuned": base}, ppo_steps=3), 0).kept == "karras_tuned"
+    better = judge(entries({"ppo": base - 0.01, "karras_tuned": base, "uniform": base + 1}), 0)
+    assert (better.kept, better.rival) == ("ppo", "karras_tuned") and better.difference.high < 0
+    assert better.difference == Estimate(pytest.approx(-0.01), pytest.approx(-0.01), pytest.approx(-0.01))
+    assert "better than karras_tuned beyond the noise" in better.text
+    same = judge(entries({"ppo": base + jitter - 1e-4, "karras_tuned": base}), 0)
+    assert same.kept == "karras_tuned" and "as good as ppo within the noise, and plainer" in same.text
+    worse = judge(entries({"learned": base + 0.1, "log_snr_tuned": base, "uniform": base + 1}), 0)
+    assert worse.kept == "log_snr_tuned" and worse.rival == "learned"
+    three = entries({"uniform": base + 0.5, "cma_es": base + 0.2 * jitter, "learned": base})
+    assert judge(three, 0).kept == "cma_es"
+    with pytest.raises(ValueError, match=r"at least two methods of uniform, .*, got karras"):
+        judge(entries({"karras": base}), 0)
+
+
+def test_fewer_evaluations_win_within_the_noise_and_not_beyond_it():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 1.5, 100)
+    jitter = rng.normal(0, 0.3, 100)
+    jitter -= jitter.mean()
+    shorter = judge(entries({"ppo": base + jitter, "karras_tuned": base}, ppo=3), 0)
+    assert shorter.kept == "ppo" and "in 1 evaluation fewer" in shorter.text
+    assert judge(entries({"ppo": base + 0.1, "karras_tuned": base}, ppo=3), 0).kept == "karras_tuned"
 
 
 def test_pairing_finds_a_difference_that_is_small_beside_the_spread():
     base = np.random.default_rng(1).uniform(0, 10, 200)
-    given = entries(base - 0.02 - 0.01 * np.sin(np.arange(200)), {"karras_tuned": base})
-    rows = table(given, 0)
+    given = entries({"ppo": base - 0.02 - 0.01 * np.sin(np.arange(200)), "karras_tuned": base})
+    rows = table(given, {}, "dpmpp_2m", 2, 0)
     assert rows["ppo"]["high"] > rows["karras_tuned"]["low"]  # the intervals overlap
     assert judge(given, 0).kept == "ppo"
     assert rows["ppo"]["low"] < rows["ppo"]["error"] < rows["ppo"]["high"]
+    assert rows["ppo"]["nfe"] == 8 and rows["ppo"]["learned"] is None

@@ -15,10 +15,12 @@ from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.progress import Progress
 from mlx_tasks.rl import tuning
+from mlx_tasks.rl.comparison import METHODS as ALL_METHODS
 from mlx_tasks.rl.policy import load_policy
 from mlx_tasks.rl.problem import bundle_problem
 from mlx_tasks.samplers.bundle_sampler import sample_bundle
 from mlx_tasks.samplers.grids import grid_from_timesteps, uniform_grid
+from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.stages import tune
 from mlx_tasks.stages.context import StageContext
 
@@ -30,9 +32,12 @@ TUNE = {
     "batch_size": 2,
     "reference_steps": 8,
     "search_evaluations": 6,
+    "gradient_iterations": 4,
+    "methods": ["shortest_path", "cma_es", "ppo", "gradient", "learned"],
     "test_noises": 8,
 }
-METHODS = {"uniform", "log_snr", "karras", "log_snr_tuned", "karras_tuned", "ppo"}
+METHODS = set(ALL_METHODS)
+DEFAULTS = {"uniform", "log_snr", "karras"}
 
 
 class Records:
@@ -84,13 +89,14 @@ def test_every_method_has_a_row_at_every_budget(tuned):
     for row in schedules["rows"]:
         assert row["nfe"] == len(row["timesteps"]) <= row["budget"]
         assert row["low"] <= row["error"] <= row["high"]
-        assert (row["learning_evaluations"] > 0) == (row["grid"].endswith("tuned") or row["grid"] == "ppo")
+        assert (row["learning_evaluations"] > 0) == (row["grid"] not in DEFAULTS)
+        assert (row["learned"] is not None) == (row["solver"] == "learned") == (row["grid"] == "learned")
         grid_from_timesteps(NoiseSchedule.cosine(), row["timesteps"])
     for budget in BUDGETS:
         entry = schedules["budgets"][str(budget)]
         kept = [row["grid"] for row in schedules["rows"] if row["budget"] == budget and row["kept"]]
         assert kept == [entry["kept"]]
-        assert f"{entry['kept']} is kept" in entry["verdict"] or entry["kept"] == "ppo"
+        assert f"{entry['kept']} is kept" in entry["verdict"]
     assert schedules["reference"]["steps"] == 8 == len(schedules["reference"]["timesteps"])
     # 8 + 4 + 8 noises, 8 steps each
     assert schedules["reference"]["evaluations"] == 160
@@ -102,8 +108,9 @@ def test_errors_are_those_of_sampling_the_bundle_on_noises_of_the_test(tuned):
     schedules, bundle = read_json(root / "work/schedules/schedules.json"), read_bundle(root / "work/searched")
     test, _ = bundle_problem(bundle, "dpmpp_2m", 4, "test", 8, 2, 8)
     noise, truth = (mx.concatenate([t.noise for t in test.tasks]), np.concatenate([t.truth for t in test.tasks]))
-    for row in schedules["rows"][:6]:
-        grid = grid_from_timesteps(bundle.schedule, row["timesteps"])
+    for row in schedules["rows"][: len(METHODS)]:
+        learned = row["learned"]
+        grid = LearnedSteps.from_dict(learned) if learned else grid_from_timesteps(bundle.schedule, row["timesteps"])
         drawn = sample_bundle(bundle, noise, [i % 3 for i in range(8)], grid, "dpmpp_2m", batch_size=8)
         errors = np.sqrt(((np.array(drawn.images) - truth) ** 2).mean(axis=(1, 2, 3)))
         assert row["error"] == pytest.approx(float(errors.mean()), rel=1e-3)
@@ -130,7 +137,8 @@ def test_the_policy_on_disk_gives_the_grids_of_the_rows(tuned):
 def test_metrics_are_flat_and_the_reward_curve_is_told(tuned):
     root, tracker = tuned
     metrics = read_json(root / "work/metrics/tune.json")
-    assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 16
+    assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 2 * 9 + 5
+    assert {step for step, values in tracker.rows if "tune/learned_nfe3_error" in values} == {0, 4}
     steps = [step for step, values in tracker.rows if "tune/greedy_reward" in values]
     assert steps == [48]
     assert not any((root / ".checkpoints").rglob("*.safetensors"))
@@ -144,8 +152,8 @@ def test_a_killed_tune_goes_on_to_the_same_schedules(tuned, tmp_path, monkeypatc
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     tune.run(context_of(tmp_path / "a"))
     with pytest.raises(KeyboardInterrupt):
-        tune.run(context_of(tmp_path / "b", Records(end_at=3)))
-    assert (tmp_path / "b/.checkpoints/tune/plain.json").is_file()
+        tune.run(context_of(tmp_path / "b", Records(end_at=11)))  # eight of gradient descent, two of PPO
+    assert (tmp_path / "b/.checkpoints/tune/found_3.json").is_file()
     tracker = Records()
     tune.run(context_of(tmp_path / "b", tracker))
     assert tracker.rows[0][0] == 48  # two iterations of three were kept
@@ -162,3 +170,11 @@ def test_guidance_that_is_not_folded_in_is_refused(tmp_path):
     write_searched(tmp_path / "work/searched", guidance=1.5)
     with pytest.raises(DataError, match="fold the guidance in"):
         tune.run(context_of(tmp_path))
+
+
+def test_without_ppo_there_is_no_policy_and_no_reward(tmp_path):
+    write_searched(tmp_path / "work/searched")
+    tune.run(context_of(tmp_path, methods=["learned"], nfe_budgets=[3]))
+    schedules = read_json(tmp_path / "work/schedules/schedules.json")
+    assert schedules["rewards"] == [] and not (tmp_path / "work/schedules/policy").exists()
+    assert {row["grid"] for row in schedules["rows"]} == DEFAULTS | {"log_snr_tuned", "karras_tuned", "learned"}

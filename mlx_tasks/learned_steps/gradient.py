@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def descend(
     what: "times" learns the levels of DPM-Solver++(2M) alone; "all" also the levels told and the weights.
     learning_rate: of the first iteration; it falls along half a cosine to a twentieth.  Levels move in logarithms.
     Gradients longer than 1 are shortened to 1.  The parameters kept are those that did best on the selection's noises,
-    so that a descent never ends above where it started.
+    so that a descent never ends above where it started; one that stops being finite ends there.
     said: called with (iteration, selection error).
     """
     began, spent = time.perf_counter(), selection.meter.evaluations
@@ -89,8 +90,10 @@ def descend(
         if iteration == iterations:
             break
         task = problem.tasks[iteration % len(problem.tasks)]
-        _, slopes = gradient(parameters, task)
-        slopes, _ = optim.clip_grad_norm(slopes, 1.0)
+        value, slopes = gradient(parameters, task)
+        slopes, norm = optim.clip_grad_norm(slopes, 1.0)
+        if not math.isfinite(float(value)) or not math.isfinite(float(norm)):
+            break  # the best so far stands
         parameters = optimiser.apply_gradients(slopes, parameters)
         mx.eval(parameters, optimiser.state)
         evaluations += (1 + BACKWARD_COST) * len(start[:-1]) * len(task.noise) * task.denoise.evaluations

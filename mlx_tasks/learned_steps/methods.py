@@ -65,7 +65,11 @@ def find_steps(
         yield "cma_es", found
         assert isinstance(found.grid, Grid)
         start = found.grid
-    for name, what, rate in (("gradient", "times", gradient.TIMES_RATE), ("learned", "all", gradient.RATE)):
+    wanted: tuple[tuple[str, gradient.What, float], ...] = (
+        ("gradient", "times", gradient.TIMES_RATE),
+        ("learned", "all", gradient.RATE),
+    )
+    for name, what, rate in wanted:
         if name not in methods:
             continue
         heard = None if said is None else (lambda i, error, name=name: said(name, i, error))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_tasks.samplers import learned
+from mlx_tasks.samplers.denoiser import Denoise
 from mlx_tasks.samplers.history import History
 from mlx_tasks.samplers.learned import LearnedSteps
 
 Parameters = dict[str, mx.array]
 """log_first (): log of the first level; log_gaps (n - 1,): logarithms of the falls in log sigma; told (n,): log of the
 level told over the level; weights (n, 2): of the outputs one and two steps back."""
+
+
+APART = 1e-3
+"""Least fall of log sigma between levels that are pushed against an end of the schedule."""
 
 
 def from_sigmas(sigmas: Sequence[float]) -> Parameters:
@@ -28,10 +32,12 @@ def from_sigmas(sigmas: Sequence[float]) -> Parameters:
 
 
 def levels(parameters: Parameters, ends: tuple[float, float]) -> mx.array:
-    """(n,) noise levels, kept within `ends` (smallest, largest)."""
+    """(n,) noise levels, kept within `ends` (smallest, largest) and apart from each other there."""
     falls = mx.cumsum(mx.exp(parameters["log_gaps"]))
     logs = parameters["log_first"] - mx.concatenate([mx.zeros((1,)), falls])
-    return mx.exp(mx.clip(logs, *np.log(ends).tolist()))
+    low, high = np.log(ends).tolist()
+    places = APART * mx.arange(len(logs))
+    return mx.exp(mx.maximum(mx.minimum(logs, high - places), low + places[::-1]))
 
 
 def levels_told(parameters: Parameters, ends: tuple[float, float]) -> mx.array:
@@ -40,9 +46,7 @@ def levels_told(parameters: Parameters, ends: tuple[float, float]) -> mx.array:
     return mx.exp(mx.clip(logs, *np.log(ends).tolist()))
 
 
-def run(
-    denoise: Callable[[mx.array, Any], mx.array], noise: mx.array, parameters: Parameters, ends: tuple[float, float]
-) -> mx.array:
+def run(denoise: Denoise, noise: mx.array, parameters: Parameters, ends: tuple[float, float]) -> mx.array:
     """(B, H, W, C) images from unit normal noise, differentiable in the parameters."""
     sigmas, told, weights = levels(parameters, ends), levels_told(parameters, ends), parameters["weights"]
     n = len(sigmas)

@@ -27,7 +27,11 @@ GRID_NAMES = {
     "karras": "Karras",
     "log_snr_tuned": "log SNR, tuned",
     "karras_tuned": "Karras, tuned",
+    "shortest_path": "shortest path",
+    "cma_es": "CMA-ES",
     "ppo": "PPO",
+    "gradient": "gradient, levels",
+    "learned": "learned steps",
     "own": "own",
 }
 """What grids are called; tuned: with end points found by plain search."""

@@ -126,7 +126,7 @@ def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:
                 "nfe": row["nfe"],
                 "solver": row["solver"],
                 "timesteps": row["timesteps"],
-                "log_snr": log_snr(row["timesteps"]),
+                "log_snr": _log_snr_of(row["learned"]["sigmas"]) if row.get("learned") else log_snr(row["timesteps"]),
                 "error": {"value": row["error"], "low": row["low"], "high": row["high"]},
                 "learning_evaluations": row["learning_evaluations"],
                 "learning_seconds": row["learning_seconds"],
@@ -149,15 +149,24 @@ def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:
     }
 
 
+def _log_snr_of(sigmas: Sequence[float]) -> list[float]:
+    """log SNR = -2 log(sigma) of noise levels, the final 0 left out."""
+    import math
+
+    return [-2.0 * math.log(sigma) for sigma in sigmas if sigma > 0]
+
+
 def _schedule_verdict(budgets: Sequence[dict[str, Any]]) -> str:
-    """Where PPO's grids are kept, and what is where they are not, in one sentence."""
-    won = [str(budget["nfe"]) for budget in budgets if budget["kept"] == "ppo"]
-    lost = [f"{grid_name(b['kept'])} at {b['nfe']}" for b in budgets if b["kept"] != "ppo"]
-    if not won:
-        return f"PPO's step grids did not beat the best other ones; kept instead: {'; '.join(lost)} evaluations."
-    return f"PPO's step grid is kept at {', '.join(won)} evaluations" + (
-        f"; elsewhere {'; '.join(lost)}." if lost else "."
-    )
+    """Which steps are kept where, and how much less error they have than the best plain search, in one sentence."""
+    told = []
+    for budget in sorted(budgets, key=lambda one: one["nfe"]):
+        errors = {row["grid"]: row["error"]["value"] for row in budget["grids"]}
+        searched = [value for name, value in errors.items() if name.endswith("_tuned")]
+        text = f"{grid_name(budget['kept'])} at {budget['nfe']}"
+        if searched and budget["kept"] in errors and not budget["kept"].endswith("_tuned"):
+            text += f" ({min(searched) / errors[budget['kept']]:.2f} times less error than searched end points)"
+        told.append(text)
+    return f"Steps kept, by network evaluations: {'; '.join(told)}."
 
 
 def _log_snr(root: Path) -> Callable[[Sequence[int]], list[float]]:
