@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="a bundle, such as work/searched")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budgets", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10], help="solver steps")
-    parser.add_argument("--methods", nargs="+", default=["shortest_path", "cma_es", "ppo", "gradient", "learned"])
+    parser.add_argument("--methods", nargs="+", default=["shortest_path", "cma_es", "ppo", "gradient", "least_squares"])
     parser.add_argument("--ppo-steps", type=int, default=Tune().ppo_steps)
     parser.add_argument("--iterations", type=int, default=Tune().gradient_iterations)
     parser.add_argument(

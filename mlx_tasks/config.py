@@ -216,8 +216,8 @@ class Search(Branch):
 class Tune(Branch):
     """The sampling steps: grids found by plain search, and every other method that is asked for, against each other."""
 
-    methods: tuple[Literal["shortest_path", "cma_es", "ppo", "gradient", "learned"], ...] = Field(
-        default=("shortest_path", "cma_es", "ppo", "learned"),
+    methods: tuple[Literal["shortest_path", "cma_es", "ppo", "gradient", "least_squares"], ...] = Field(
+        default=("shortest_path", "cma_es", "ppo", "least_squares"),
         description="Methods beside the plain searches, which the others start from (docs/schedules.md).",
     )
 

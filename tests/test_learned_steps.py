@@ -11,6 +11,7 @@ from gaussian_problem import SCHEDULE, VARIANCES, GaussianDenoiser, gaussian_pro
 from mlx_tasks.errors import DataError
 from mlx_tasks.learned_steps import dynamic_programming, unrolled
 from mlx_tasks.learned_steps.evolution import evolve
+from mlx_tasks.learned_steps.gauss_newton import fit
 from mlx_tasks.learned_steps.gradient import descend, rounded
 from mlx_tasks.learned_steps.methods import Effort, find_steps, tuned_grids
 from mlx_tasks.rl.problem import Meter, reference_grid
@@ -116,12 +117,16 @@ def test_options_of_another_grid_are_refused():
         sample(GaussianDenoiser(), NOISE, SIGMAS, "learned", options=STEPS.options)
 
 
+LEARNERS = {"gradient": lambda *problem: descend(*problem, "all", 400), "least squares": fit}
+
+
 @pytest.mark.parametrize("n", [4, 6])
-def test_descent_halves_the_error_of_the_best_searched_grid(n):
+@pytest.mark.parametrize("learn", LEARNERS.values(), ids=LEARNERS)
+def test_learning_halves_the_error_of_the_best_searched_grid(learn, n):
     """On Gaussian pixels, whose exact results are known, on noises that were not learned on."""
     problem, selection, test = (gaussian_problem(seed, batches=4) for seed in (31, 32, 33))
     start = min(tuned_grids(problem, n, 48, 0).values(), key=lambda found: found.error).grid
-    found = descend(problem, selection, start.sigmas, "all", 300)
+    found = learn(problem, selection, start.sigmas)
     assert test.errors(found.steps).mean() < 0.5 * test.errors(start).mean()
     assert found.history[0][1] == pytest.approx(float(selection.errors(start).mean()), rel=1e-3)
     assert found.selection_error == min(error for _, error in found.history)
@@ -138,7 +143,27 @@ def test_the_cost_of_a_descent_is_three_evaluations_an_iteration_and_the_judging
     problem, selection = gaussian_problem(36, batches=2, batch_size=5), gaussian_problem(37, batches=1, batch_size=4)
     grid = log_snr_grid(SCHEDULE, 3, t_first=960, t_last=60)
     found = descend(problem, selection, grid.sigmas, "all", 20, judge_every=10)
-    assert found.evaluations == 20 * 3 * 3 * 5 + 3 * 3 * 4 == problem.meter.evaluations
+    assert problem.meter.evaluations == 20 * 3 * 3 * 5
+    assert found.evaluations == 20 * 3 * 3 * 5 + 3 * 3 * 4
+
+
+def test_least_squares_go_further_on_the_same_evaluations_and_count_them():
+    problem, selection = gaussian_problem(38, batches=2), gaussian_problem(39)
+    grid = log_snr_grid(SCHEDULE, 5, t_first=960, t_last=60)
+    found = fit(problem, selection, grid.sigmas, 3)
+    calls = sum(task.denoise.calls for one in (problem, selection) for task in one.tasks)
+    assert found.evaluations == 8 * calls
+    slow = descend(problem, selection, grid.sigmas, "all", 36)
+    assert slow.evaluations > 0.9 * found.evaluations and found.selection_error < 0.5 * slow.selection_error
+
+
+def test_a_fit_of_one_step_finds_the_best_single_level():
+    """One step from sigma: the estimate there. The best level can be scanned for."""
+    problem, selection = gaussian_problem(44), gaussian_problem(45)
+    found = fit(problem, selection, [3.0, 0.0], 12)
+    levels = np.geomspace(0.05, 200, 400)
+    told = [LearnedSteps((s, 0.0), (t,), ((),)) for s in (found.steps.sigmas[0],) for t in levels]
+    assert problem.errors(found.steps).mean() <= min(problem.errors(one).mean() for one in told) * 1.01
 
 
 def test_the_shortest_path_is_the_shortest_of_all():
@@ -213,10 +238,14 @@ def test_evolution_beats_its_start_within_its_allowance():
 def test_methods_come_one_by_one_and_the_later_start_from_the_best():
     problem, selection = gaussian_problem(61), gaussian_problem(62)
     effort = Effort(tries=12, iterations=10, seed=0)
-    found = dict(find_steps(problem, selection, 4, ("learned", "cma_es", "shortest_path", "gradient", "ppo"), effort))
-    assert list(found) == ["log_snr_tuned", "karras_tuned", "shortest_path", "cma_es", "gradient", "learned"]
-    assert sum(one.evaluations for one in found.values()) <= problem.meter.evaluations
+    found = dict(
+        find_steps(problem, selection, 4, ("least_squares", "cma_es", "shortest_path", "gradient", "ppo"), effort)
+    )
+    assert list(found) == ["log_snr_tuned", "karras_tuned", "shortest_path", "cma_es", "gradient", "least_squares"]
+    spent = problem.meter.evaluations + selection.meter.evaluations
+    assert sum(one.evaluations for one in found.values()) <= spent
     best = min(found[name].error for name in ("log_snr_tuned", "karras_tuned"))
     assert found["cma_es"].error <= best
-    assert isinstance(found["learned"].grid, LearnedSteps) and found["learned"].grid.num_steps == 4
-    assert selection.errors(found["learned"].grid).mean() <= selection.errors(found["cma_es"].grid).mean() * 1.001
+    for name in ("gradient", "least_squares"):
+        assert isinstance(found[name].grid, LearnedSteps) and found[name].grid.num_steps == 4
+        assert selection.errors(found[name].grid).mean() <= selection.errors(found["cma_es"].grid).mean() * 1.001

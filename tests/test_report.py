@@ -198,8 +198,8 @@ def _schedules():
             "high": 1.06 * scale / nfe,
             "learning_evaluations": spent,
             "learning_seconds": spent / 900,
-            "kept": name == ("learned" if nfe == 8 else "log_snr_tuned"),
-            "learned": {"sigmas": [*np.geomspace(9, 0.1, nfe).tolist(), 0.0]} if name == "learned" else None,
+            "kept": name == ("least_squares" if nfe == 8 else "log_snr_tuned"),
+            "learned": {"sigmas": [*np.geomspace(9, 0.1, nfe).tolist(), 0.0]} if name == "least_squares" else None,
         }
         for nfe in (4, 6, 8)
         for name, scale, spent, ends in (
@@ -209,13 +209,13 @@ def _schedules():
             ("log_snr_tuned", 0.6, 6144, {"t_first": 960, "t_last": 90}),
             ("karras_tuned", 0.61, 6144, {"t_first": 960, "t_last": 90}),
             ("ppo", 0.63, 81_920, {"t_first": 955, "t_last": 120}),
-            ("learned", 0.3, 72_000, {"t_first": 955, "t_last": 120}),
+            ("least_squares", 0.3, 72_000, {"t_first": 955, "t_last": 120}),
         )
     ]
     budgets = {
         str(nfe): {
             "methods": {},
-            "kept": "learned" if nfe == 8 else "log_snr_tuned",
+            "kept": "least_squares" if nfe == 8 else "log_snr_tuned",
             "rival": "log_snr_tuned",
             "difference": _estimate(0.008),
             "verdict": f"log_snr_tuned is kept, as good as ppo within the noise, and plainer: difference at {nfe}",
@@ -456,8 +456,8 @@ def test_the_result_in_words_follows_from_the_numbers(workspace):
         in told[2]
     )
     assert told[3] == (
-        "Steps kept, by network evaluations: log SNR, tuned at 4; log SNR, tuned at 6; learned steps at 8 (2.00 times "
-        "less error than searched end points)."
+        "Steps kept, by network evaluations: log SNR, tuned at 4; log SNR, tuned at 6; learned, least sq. at 8 "
+        "(2.00 times less error than searched end points)."
     )
     assert told[-1] == "The gate passed it."
 

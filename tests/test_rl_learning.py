@@ -189,9 +189,9 @@ def test_the_plainest_of_those_within_the_noise_is_kept():
     assert "better than karras_tuned beyond the noise" in better.text
     same = judge(entries({"ppo": base + jitter - 1e-4, "karras_tuned": base}), 0)
     assert same.kept == "karras_tuned" and "as good as ppo within the noise, and plainer" in same.text
-    worse = judge(entries({"learned": base + 0.1, "log_snr_tuned": base, "uniform": base + 1}), 0)
-    assert worse.kept == "log_snr_tuned" and worse.rival == "learned"
-    three = entries({"uniform": base + 0.5, "cma_es": base + 0.2 * jitter, "learned": base})
+    worse = judge(entries({"least_squares": base + 0.1, "log_snr_tuned": base, "uniform": base + 1}), 0)
+    assert worse.kept == "log_snr_tuned" and worse.rival == "least_squares"
+    three = entries({"uniform": base + 0.5, "cma_es": base + 0.2 * jitter, "least_squares": base})
     assert judge(three, 0).kept == "cma_es"
     with pytest.raises(ValueError, match=r"at least two methods of uniform, .*, got karras"):
         judge(entries({"karras": base}), 0)

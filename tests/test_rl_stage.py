@@ -33,10 +33,11 @@ TUNE = {
     "reference_steps": 8,
     "search_evaluations": 6,
     "gradient_iterations": 4,
-    "methods": ["shortest_path", "cma_es", "ppo", "gradient", "learned"],
+    "methods": ["shortest_path", "cma_es", "ppo", "gradient", "least_squares"],
     "test_noises": 8,
 }
 METHODS = set(ALL_METHODS)
+LEARNED = {"gradient", "least_squares"}
 DEFAULTS = {"uniform", "log_snr", "karras"}
 
 
@@ -50,7 +51,7 @@ class Records:
 
     def metrics(self, values, step):
         self.rows.append((step, values))
-        if len(self.rows) == self._end_at:
+        if sum("tune/greedy_reward" in told for _, told in self.rows) == self._end_at:
             raise KeyboardInterrupt
 
     def artifact(self, path, folder=""):
@@ -90,7 +91,7 @@ def test_every_method_has_a_row_at_every_budget(tuned):
         assert row["nfe"] == len(row["timesteps"]) <= row["budget"]
         assert row["low"] <= row["error"] <= row["high"]
         assert (row["learning_evaluations"] > 0) == (row["grid"] not in DEFAULTS)
-        assert (row["learned"] is not None) == (row["solver"] == "learned") == (row["grid"] == "learned")
+        assert (row["learned"] is not None) == (row["solver"] == "learned") == (row["grid"] in LEARNED)
         grid_from_timesteps(NoiseSchedule.cosine(), row["timesteps"])
     for budget in BUDGETS:
         entry = schedules["budgets"][str(budget)]
@@ -138,7 +139,7 @@ def test_metrics_are_flat_and_the_reward_curve_is_told(tuned):
     root, tracker = tuned
     metrics = read_json(root / "work/metrics/tune.json")
     assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 2 * 9 + 5
-    assert {step for step, values in tracker.rows if "tune/learned_nfe3_error" in values} == {0, 4}
+    assert {step for step, values in tracker.rows if "tune/gradient_nfe3_error" in values} == {0, 4}
     steps = [step for step, values in tracker.rows if "tune/greedy_reward" in values]
     assert steps == [48]
     assert not any((root / ".checkpoints").rglob("*.safetensors"))
@@ -152,11 +153,11 @@ def test_a_killed_tune_goes_on_to_the_same_schedules(tuned, tmp_path, monkeypatc
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     tune.run(context_of(tmp_path / "a"))
     with pytest.raises(KeyboardInterrupt):
-        tune.run(context_of(tmp_path / "b", Records(end_at=11)))  # eight of gradient descent, two of PPO
+        tune.run(context_of(tmp_path / "b", Records(end_at=3)))
     assert (tmp_path / "b/.checkpoints/tune/found_3.json").is_file()
     tracker = Records()
     tune.run(context_of(tmp_path / "b", tracker))
-    assert tracker.rows[0][0] == 48  # two iterations of three were kept
+    assert next(s for s, told in tracker.rows if "tune/greedy_reward" in told) == 48  # two iterations were kept
     policies = [(tmp_path / run / "work/schedules/policy/policy.safetensors").read_bytes() for run in "ab"]
     assert policies[0] == policies[1]
     rows = [read_json(tmp_path / run / "work/schedules/schedules.json")["rows"] for run in "ab"]
@@ -174,7 +175,7 @@ def test_guidance_that_is_not_folded_in_is_refused(tmp_path):
 
 def test_without_ppo_there_is_no_policy_and_no_reward(tmp_path):
     write_searched(tmp_path / "work/searched")
-    tune.run(context_of(tmp_path, methods=["learned"], nfe_budgets=[3]))
+    tune.run(context_of(tmp_path, methods=["least_squares"], nfe_budgets=[3]))
     schedules = read_json(tmp_path / "work/schedules/schedules.json")
     assert schedules["rewards"] == [] and not (tmp_path / "work/schedules/policy").exists()
-    assert {row["grid"] for row in schedules["rows"]} == DEFAULTS | {"log_snr_tuned", "karras_tuned", "learned"}
+    assert {row["grid"] for row in schedules["rows"]} == DEFAULTS | {"log_snr_tuned", "karras_tuned", "least_squares"}

@@ -19,8 +19,8 @@ from mlx_tasks.samplers.grids import Grid, rounded_grid
 from mlx_tasks.samplers.learned import LearnedSteps
 
 What = Literal["times", "all"]
-RATE, TIMES_RATE = 0.03, 0.02
-"""Learning rates; twice as much overshoots (docs/schedules.md)."""
+RATE = 0.01
+"""Learning rate; three times as much overshoots at first, and does not always come back (docs/schedules.md)."""
 BACKWARD_COST = 2
 """Network evaluations that a backward pass is counted as: one for the inputs' gradients, one for computing forward
 again or keeping it; the weights take none."""
@@ -97,8 +97,8 @@ def descend(
         parameters = optimiser.apply_gradients(slopes, parameters)
         mx.eval(parameters, optimiser.state)
         evaluations += (1 + BACKWARD_COST) * len(start[:-1]) * len(task.noise) * task.denoise.evaluations
-    evaluations += selection.meter.evaluations - spent
     problem.meter.evaluations += evaluations
+    evaluations += selection.meter.evaluations - spent
     steps = unrolled.freeze(whole(best), ends)
     return Descent(steps, float(best_error), tuple(history), evaluations, time.perf_counter() - began)
 

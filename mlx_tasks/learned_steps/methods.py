@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mlx_tasks.learned_steps import dynamic_programming, evolution, gradient
+from mlx_tasks.learned_steps import dynamic_programming, evolution, gauss_newton, gradient
 from mlx_tasks.learned_steps.dynamic_programming import Trajectory
+from mlx_tasks.learned_steps.gradient import Descent
 from mlx_tasks.rl.plain_search import TUNED, Found, search_grid
 from mlx_tasks.rl.problem import Meter, Problem, reference_grid
 from mlx_tasks.samplers.grids import Grid
@@ -47,10 +48,10 @@ def find_steps(
 ) -> Iterator[tuple[str, Found]]:
     """(name, what it found) one after the other: the plain searches first, then those that start from their best.
 
-    Gradient descent starts from the best grid found so far, and its own cost alone stands beside it.
+    Learning starts from the best grid found so far; beside each method stands its own cost alone.
 
-    methods: of "shortest_path", "cma_es", "gradient" and "learned", in any order.  Learning uses `problem`'s noises,
-    and gradient descent chooses among its iterates on `selection`'s.
+    methods: of "shortest_path", "cma_es", "gradient" and "least_squares", in any order.  Learning uses `problem`'s noises,
+    and chooses among its iterates on `selection`'s.
     """
     plain = tuned_grids(problem, num_steps, effort.tries, effort.seed)
     yield from plain.items()
@@ -65,17 +66,17 @@ def find_steps(
         yield "cma_es", found
         assert isinstance(found.grid, Grid)
         start = found.grid
-    wanted: tuple[tuple[str, gradient.What, float], ...] = (
-        ("gradient", "times", gradient.TIMES_RATE),
-        ("learned", "all", gradient.RATE),
-    )
-    for name, what, rate in wanted:
-        if name not in methods:
-            continue
-        heard = None if said is None else (lambda i, error, name=name: said(name, i, error))
-        found = gradient.descend(problem, selection, start.sigmas, what, effort.iterations, rate, said=heard)
-        steps = found.steps if name == "learned" else gradient.rounded(problem, found.steps)
-        yield name, Found(steps, found.selection_error, effort.iterations, found.evaluations, found.seconds)
+    learners: dict[str, Callable[[Callable[[int, float], None]], Descent]] = {
+        "gradient": lambda heard: gradient.descend(
+            problem, selection, start.sigmas, "all", effort.iterations, said=heard
+        ),
+        "least_squares": lambda heard: gauss_newton.fit(problem, selection, start.sigmas, said=heard),
+    }
+    for name, learn in learners.items():
+        if name in methods:
+            found = learn(lambda i, error, name=name: said(name, i, error) if said else None)
+            tried = found.history[-1][0]
+            yield name, Found(found.steps, found.selection_error, tried, found.evaluations, found.seconds)
 
 
 def tuned_grids(problem: Problem, budget: int, tries: int, seed: int) -> dict[str, Found]:

@@ -8,7 +8,7 @@ Features of an untrained space hold no picture: nobody gets the training data wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,17 @@ def make_reference(bundle: Bundle, held_out: np.ndarray, count: int) -> Referenc
         space.dimension,
         frechet_distance(generated[:equal], _spread(real, equal)),
     )
+
+
+def redraw(reference: Reference, bundle: Bundle) -> Reference:
+    """The same reference with the images that the bundle draws now, for a bundle whose steps were changed."""
+    from mlx_tasks.registry.draw import draw
+
+    seeds = range(REFERENCE_SEED, REFERENCE_SEED + len(reference.labels))
+    generated = reference.features(draw(bundle, reference.labels.tolist(), list(seeds)))
+    equal = min(len(generated), len(reference.held_out))
+    distance = frechet_distance(generated[:equal], _spread(reference.held_out, equal))
+    return replace(reference, generated=generated, frechet_distance=distance)
 
 
 def write_reference(folder: Path, reference: Reference) -> None:

@@ -30,8 +30,8 @@ GRID_NAMES = {
     "shortest_path": "shortest path",
     "cma_es": "CMA-ES",
     "ppo": "PPO",
-    "gradient": "gradient, levels",
-    "learned": "learned steps",
+    "gradient": "learned, gradient",
+    "least_squares": "learned, least sq.",
     "own": "own",
 }
 """What grids are called; tuned: with end points found by plain search."""

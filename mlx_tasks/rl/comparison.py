@@ -22,8 +22,8 @@ METHODS = {
     "shortest_path": "dynamic programming",
     "cma_es": "CMA-ES on the levels",
     "ppo": "PPO",
-    "gradient": "gradients to the levels",
-    "learned": "gradients to levels, levels told and weights",
+    "gradient": "gradients to levels, levels told and weights",
+    "least_squares": "least squares in levels, levels told and weights",
 }
 """Every method, the plainest first: of those that do not differ beyond the noise, the plainest is kept."""
 PPO = "ppo"

@@ -1,0 +1,140 @@
+"""Steps by Levenberg and Marquardt's least squares on the endpoint: few numbers, many residuals, no backward pass.
+
+A run of n steps has about 4 n numbers, and every pixel of every noise is a residual, so the Jacobian by differences
+costs 4 n runs and tells far more than a gradient does: a handful of iterations is enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_tasks.errors import DataError, DivergedError
+from mlx_tasks.learned_steps import unrolled
+from mlx_tasks.learned_steps.gradient import Descent
+from mlx_tasks.learned_steps.unrolled import Parameters
+from mlx_tasks.rl.problem import Problem
+from mlx_tasks.samplers.driver import sample
+from mlx_tasks.samplers.learned import HISTORY, LearnedSteps
+
+DIFFERENCE = 0.005
+"""Of the forward differences: float32 leaves a Jacobian two digits and more, and the error is smooth at this size."""
+LONGEST = 0.5
+"""Most that one number moves in an iteration."""
+TRIES = 5
+"""Dampings that are tried before an iteration gives up."""
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Which entries of the parameters are free, and the parameters they are taken from."""
+
+    start: Parameters
+    free: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, start: Parameters) -> _Numbers:
+        """Every level, every told level, and the weights of outputs that exist."""
+        free = {name: np.ones(value.shape, bool) for name, value in start.items()}
+        for step in range(min(HISTORY - 1, len(free["weights"]))):
+            free["weights"][step, step:] = False
+        return cls(start, free)
+
+    def pack(self) -> np.ndarray:
+        """(P,) the free numbers at the start."""
+        return np.concatenate([np.array(self.start[name])[mask].ravel() for name, mask in self.free.items()])
+
+    def unpack(self, numbers: np.ndarray) -> Parameters:
+        """The parameters with other free numbers."""
+        made, taken = {}, 0
+        for name, mask in self.free.items():
+            values, count = np.array(self.start[name], dtype=np.float32), int(mask.sum())
+            values[mask] = numbers[taken : taken + count]
+            made[name], taken = mx.array(values), taken + count
+        return made
+
+
+def fit(
+    problem: Problem,
+    selection: Problem,
+    start: Sequence[float],
+    iterations: int = 8,
+    said: Callable[[int, float], None] | None = None,
+) -> Descent:
+    """Minimise the mean RMS distance to the many-step results over all of the problem's noises.
+
+    The mean of root mean squares is brought to least squares by weighting each image with 1 / sqrt(its distance), anew
+    each iteration.  A step is taken only if it lowers the error, and the damping follows (Marquardt 1963); the numbers
+    kept are those that did best on the selection's noises, so that a fit never ends above its start.
+    start: noise levels to begin at, the last of which is 0; said: called with (iteration, selection error).
+    """
+    began, spent = time.perf_counter(), (problem.meter.evaluations, selection.meter.evaluations)
+    ends = (float(problem.schedule.sigmas[0]), float(problem.schedule.sigmas[-1]))
+    numbers = _Numbers.of(unrolled.from_sigmas(start))
+    point = numbers.pack().astype(np.float64)
+
+    def steps_at(values: np.ndarray) -> LearnedSteps:
+        return unrolled.freeze(numbers.unpack(values), ends)
+
+    def judge(iteration: int) -> float:
+        error = float(selection.errors(steps_at(point)).mean())
+        history.append((iteration, error))
+        if said is not None:
+            said(iteration, error)
+        return error
+
+    history: list[tuple[int, float]] = []
+    best, best_error = point, judge(0)
+    residuals = _residuals(problem, steps_at(point))
+    error, damping = _mean(residuals), 1e-2
+    for iteration in range(1, iterations + 1):
+        jacobian = np.stack(
+            [
+                (_residuals(problem, steps_at(point + h)) - residuals) / DIFFERENCE
+                for h in DIFFERENCE * np.eye(len(point))
+            ],
+            axis=-1,
+        )
+        weights = (np.square(residuals).sum(axis=1) + 1e-12) ** -0.25
+        weighted = (jacobian * weights[:, None, None]).reshape(-1, len(point))
+        curvature = weighted.T @ weighted
+        slope = weighted.T @ (residuals * weights[:, None]).ravel()
+        for _ in range(TRIES):
+            move = -np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-12), slope)
+            move *= min(1.0, LONGEST / max(np.abs(move).max(), 1e-12))
+            try:
+                tried = _residuals(problem, steps_at(point + move))
+            except (DataError, DivergedError):
+                tried = None
+            if tried is not None and _mean(tried) < error:
+                point, residuals, error = point + move, tried, _mean(tried)
+                damping = max(damping / 4.0, 1e-6)
+                break
+            damping *= 4.0
+        else:
+            break
+        found = judge(iteration)
+        if found < best_error:
+            best, best_error = point, found
+    evaluations = problem.meter.evaluations - spent[0] + selection.meter.evaluations - spent[1]
+    return Descent(steps_at(best), best_error, tuple(history), evaluations, time.perf_counter() - began)
+
+
+def _residuals(problem: Problem, steps: LearnedSteps) -> np.ndarray:
+    """(N, pixels): distances from the many-step results over the root of the pixels' count."""
+    rows = []
+    for task in problem.tasks:
+        drawn = sample(task.denoise, task.noise, steps)
+        problem.meter.evaluations += drawn.nfe * len(task.noise)
+        gap = (np.array(drawn.images) - task.truth).reshape(len(task.noise), -1)
+        rows.append(gap.astype(np.float64) / gap.shape[1] ** 0.5)
+    return np.concatenate(rows)
+
+
+def _mean(residuals: np.ndarray) -> float:
+    """The mean over images of their root mean square distance."""
+    return float(np.sqrt(np.square(residuals).sum(axis=1)).mean())

@@ -1,0 +1,1 @@
+"""The best sampler of a bundle for a budget, a latency or a quality: `mlx-tasks optimize`."""

@@ -1,0 +1,148 @@
+"""Find the best steps for a bundle, and the fewest that are good enough, on noises kept apart from those learned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mlx_tasks.errors import DataError
+from mlx_tasks.learned_steps.methods import Effort, find_steps
+from mlx_tasks.rl import tuning
+from mlx_tasks.rl.plain_search import Found
+from mlx_tasks.rl.problem import Problem, bundle_problem
+from mlx_tasks.samplers.learned import LearnedSteps
+
+if TYPE_CHECKING:
+    from mlx_tasks.models.bundle import Bundle, Sampler
+
+SOLVER = "dpmpp_2m"
+METHODS = ("shortest_path", "cma_es", "least_squares")
+MOST_STEPS = 32
+CURVE = (2, 3, 4, 6, 8, 12, 16, 24)
+"""Steps at which the default grids are shown beside what was found."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best steps found for one number of them.
+
+    Attributes:
+        num_steps: solver steps.
+        rows: method -> {solver, timesteps, learned, nfe, error, low, high, learning_evaluations, learning_seconds}.
+        kept: the method that is kept; verdict: why.
+    """
+
+    num_steps: int
+    rows: dict[str, dict[str, Any]]
+    kept: str
+    verdict: str
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The kept method's row."""
+        return self.rows[self.kept]
+
+
+class Optimizer:
+    """A bundle with noises to learn on, to choose on and to judge on; each number of steps is looked at once.
+
+    Errors are root mean square distances to the result of `reference_steps` steps from the same noise, in units of half
+    the pixels' range.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        effort: Effort,
+        *,
+        noises: int = 128,
+        batch_size: int = 16,
+        reference_steps: int = 64,
+        methods: Sequence[str] = METHODS,
+        tell: Tell = lambda _: None,
+    ) -> None:
+        self.bundle, self.effort, self.methods, self.tell = bundle, effort, tuple(methods), tell
+        self._problems: dict[str, Problem] = {}
+        for purpose, count in (("tuning", 4 * batch_size), ("selection", 2 * batch_size), ("test", noises)):
+            tell(f"many-step results of {count} noises ({purpose})")
+            self._problems[purpose] = bundle_problem(
+                bundle, SOLVER, effort.seed, purpose, count, batch_size, reference_steps
+            )[0]
+        self._known: dict[int, Outcome] = {}
+
+    @property
+    def branches(self) -> int:
+        """Network evaluations a step: 2 where guidance is not folded in."""
+        return self._problems["test"].tasks[0].denoise.evaluations
+
+    def at(self, num_steps: int) -> Outcome:
+        """Every method at a number of steps, judged on the test's noises.
+
+        Raises: DataError outside 1 to MOST_STEPS.
+        """
+        if not 1 <= num_steps <= MOST_STEPS:
+            raise DataError(f"steps must lie in [1, {MOST_STEPS}], got {num_steps}")
+        if num_steps not in self._known:
+            self.tell(f"{num_steps} steps: searching")
+            found: dict[str, Found] = {}
+            for name, one in find_steps(
+                self._problems["tuning"], self._problems["selection"], num_steps, self.methods, self.effort
+            ):
+                found[name] = one
+                self.tell(f"{num_steps} steps: {name} done in {one.seconds:.0f} s")
+            rows, verdict = tuning.compare(self._problems["test"], num_steps, found, self.effort.seed)
+            self._known[num_steps] = Outcome(num_steps, rows, verdict.kept, verdict.text)
+            self.tell(f"{num_steps} steps: {verdict.text}")
+        return self._known[num_steps]
+
+    def fewest(self, quality: float, most: int = MOST_STEPS) -> Outcome:
+        """The fewest steps whose error's interval ends at or below `quality`, by bisection over the measured curve.
+
+        The error falls with the steps but for noise, which is what bisection takes for granted; the outcome found is
+        itself measured, and so is the next smaller one, which misses.
+        Raises: DataError where `most` steps miss it too, with the error they have.
+        """
+        last = self.at(most)
+        if last.best["high"] > quality:
+            raise DataError(
+                f"an error of {quality:g} is not reached in {most} steps: they have {last.best['error']:.4g} "
+                f"({last.best['low']:.4g} to {last.best['high']:.4g}); ask for less, or train the network on"
+            )
+        low, high = 0, most  # low misses, high holds
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.at(middle).best["high"] <= quality:
+                high = middle
+            else:
+                low = middle
+        return self.at(high)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Errors of the default grids by steps, and of everything that was searched: [{method, nfe, error}]."""
+        test, rows = self._problems["test"], []
+        for steps in sorted({*CURVE, *self._known}):
+            known = self._known[steps].rows if steps in self._known else {}
+            for name, grid in tuning.default_grids(test, steps).items():
+                error = known[name]["error"] if name in known else float(test.errors(grid).mean())
+                rows.append({"method": name, "nfe": self.branches * steps, "error": error})
+            rows += [
+                {"method": name, "nfe": row["nfe"], "error": row["error"]}
+                for name, row in known.items()
+                if row["learning_evaluations"]
+            ]
+        return rows
+
+    def sampler(self, outcome: Outcome) -> Sampler:
+        """The bundle's sampler with the outcome's steps."""
+        row = outcome.best
+        learned = LearnedSteps.from_dict(row["learned"]) if row["learned"] else None
+        return replace(
+            self.bundle.sampler,
+            solver=row["solver"],
+            timesteps=tuple(row["timesteps"]),
+            nfe=row["nfe"],
+            learned=learned,
+        )
