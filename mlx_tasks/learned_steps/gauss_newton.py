@@ -25,6 +25,8 @@ DIFFERENCE = 0.005
 """Of the forward differences: float32 leaves a Jacobian two digits and more, and the error is smooth at this size."""
 LONGEST = 0.5
 """Most that one number moves in an iteration."""
+LEAST_GAIN = 0.02
+"""An iteration that lowers the error by a smaller share is the last."""
 TRIES = 5
 """Dampings that are tried before an iteration gives up."""
 
@@ -92,6 +94,7 @@ def fit(
     residuals = _residuals(problem, steps_at(point))
     error, damping = _mean(residuals), 1e-2
     for iteration in range(1, iterations + 1):
+        before = error
         jacobian = np.stack(
             [
                 (_residuals(problem, steps_at(point + h)) - residuals) / DIFFERENCE
@@ -120,6 +123,8 @@ def fit(
         found = judge(iteration)
         if found < best_error:
             best, best_error = point, found
+        if error > (1.0 - LEAST_GAIN) * before:
+            break
     evaluations = problem.meter.evaluations - spent[0] + selection.meter.evaluations - spent[1]
     return Descent(steps_at(best), best_error, tuple(history), evaluations, time.perf_counter() - began)
 
