@@ -50,8 +50,8 @@ def find_steps(
 
     Learning starts from the best grid found so far; beside each method stands its own cost alone.
 
-    methods: of "shortest_path", "cma_es", "gradient" and "least_squares", in any order.  Learning uses `problem`'s noises,
-    and chooses among its iterates on `selection`'s.
+    methods: of "shortest_path", "cma_es", "gradient" and "least_squares", in any order.  Learning uses `problem`'s
+    noises, and chooses among its iterates on `selection`'s.
     """
     plain = tuned_grids(problem, num_steps, effort.tries, effort.seed)
     yield from plain.items()

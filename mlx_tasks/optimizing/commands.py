@@ -23,6 +23,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--methods", default="shortest_path,cma_es,least_squares", help="comma-separated")
     command.add_argument("--diffusers", action="store_true", help="only steps that diffusers takes as well")
     command.add_argument("--iterations", type=int, default=200, help="of gradient descent; CMA-ES may spend as much")
+    command.add_argument("--tries", type=int, default=48, help="grids of each plain search")
     command.add_argument("--noises", type=int, default=128, help="fresh noises that the methods are judged on")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -48,7 +49,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     from mlx_tasks.models.bundle import read_bundle
     from mlx_tasks.optimizing.bundle_update import put_sampler
     from mlx_tasks.optimizing.device_cost import measure_cost
-    from mlx_tasks.optimizing.optimizer import METHODS, Optimizer
+    from mlx_tasks.optimizing.optimizer import METHODS, MOST_STEPS, Optimizer
 
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
     unknown = sorted(set(methods) - {*METHODS, "gradient"})
@@ -56,7 +57,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
         raise DataError(f"no method named {unknown[0]!r}; there are: {', '.join((*METHODS, 'gradient'))}")
     if arguments.diffusers:
         methods = [name for name in methods if name not in ("gradient", "least_squares")]
-    for name in ("batch", "iterations", "noises"):
+    for name in ("batch", "iterations", "noises", "tries"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     budget = milliseconds(arguments.budget) if arguments.budget else None
@@ -79,9 +80,12 @@ def _optimize(arguments: argparse.Namespace) -> int:
         steps = arguments.nfe // branches
     elif budget is not None:
         steps = cost.steps_within(budget)
-    effort = Effort(48, arguments.iterations, arguments.seed)
+    effort = Effort(arguments.tries, arguments.iterations, arguments.seed)
     optimizer = Optimizer(bundle, effort, noises=arguments.noises, methods=methods, tell=tell)
-    outcome = optimizer.at(min(steps, 32)) if steps is not None else optimizer.fewest(arguments.quality)
+    if steps is not None and steps > MOST_STEPS:
+        tell(f"{steps} steps would fit; beyond {MOST_STEPS} no grid is searched")
+        steps = MOST_STEPS
+    outcome = optimizer.at(steps) if steps is not None else optimizer.fewest(arguments.quality)
     before = {"solver": bundle.sampler.solver, "timesteps": list(bundle.sampler.timesteps), "nfe": bundle.sampler.nfe}
     told = {
         "goal": {"nfe": arguments.nfe, "budget_ms": budget, "quality": arguments.quality},

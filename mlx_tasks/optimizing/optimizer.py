@@ -101,17 +101,20 @@ class Optimizer:
     def fewest(self, quality: float, most: int = MOST_STEPS) -> Outcome:
         """The fewest steps whose error's interval ends at or below `quality`, by bisection over the measured curve.
 
-        The error falls with the steps but for noise, which is what bisection takes for granted; the outcome found is
+        The steps are doubled until it holds, so that long runs, which are dear to search, are looked at last.  The
+        error falls with the steps but for noise, which is what bisection takes for granted; the outcome found is
         itself measured, and so is the next smaller one, which misses.
         Raises: DataError where `most` steps miss it too, with the error they have.
         """
-        last = self.at(most)
-        if last.best["high"] > quality:
-            raise DataError(
-                f"an error of {quality:g} is not reached in {most} steps: they have {last.best['error']:.4g} "
-                f"({last.best['low']:.4g} to {last.best['high']:.4g}); ask for less, or train the network on"
-            )
-        low, high = 0, most  # low misses, high holds
+        low, high = 0, 1  # low misses
+        while self.at(high).best["high"] > quality:
+            if high >= most:
+                last = self.at(high).best
+                raise DataError(
+                    f"an error of {quality:g} is not reached in {most} steps: they have {last['error']:.4g} "
+                    f"({last['low']:.4g} to {last['high']:.4g}); ask for less, or train the network on"
+                )
+            low, high = high, min(most, 2 * high)
         while high - low > 1:
             middle = (low + high) // 2
             if self.at(middle).best["high"] <= quality:
