@@ -29,7 +29,7 @@ from mlx_tasks.config import Tune  # noqa: E402
 from mlx_tasks.learned_steps.methods import Effort, find_steps  # noqa: E402
 from mlx_tasks.models.bundle import Bundle, read_bundle  # noqa: E402
 from mlx_tasks.rl import tuning  # noqa: E402
-from mlx_tasks.rl.comparison import METHODS, PPO  # noqa: E402
+from mlx_tasks.rl.comparison import METHODS, PPO, compare  # noqa: E402
 from mlx_tasks.rl.plain_search import Found  # noqa: E402
 from mlx_tasks.rl.policy import greedy_episode  # noqa: E402
 from mlx_tasks.rl.ppo import PpoOptions  # noqa: E402
@@ -63,7 +63,7 @@ def one_seed(bundle: Bundle, tune: Tune, seed: int) -> list[dict[str, Any]]:
         if policy is not None:
             exported = tuning.export_grid(policy, problems["selection"], tune.nfe_budgets, budget)
             found[PPO] = Found(grid_from_timesteps(bundle.schedule, exported.timesteps), 0.0, 1, *cost)
-        methods, verdict = tuning.compare(problems["test"], budget, found, seed)
+        methods, verdict = compare(problems["test"], budget, found, seed)
         print(f"seed {seed}, {budget} steps: {verdict.text}", flush=True)
         rows += [{"budget": budget, "grid": name, **row, "kept": name == verdict.kept} for name, row in methods.items()]
         if policy is not None:

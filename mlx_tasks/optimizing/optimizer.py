@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.learned_steps.methods import Effort, find_steps
-from mlx_tasks.rl import tuning
+from mlx_tasks.rl.comparison import compare, default_grids
 from mlx_tasks.rl.plain_search import Found
 from mlx_tasks.rl.problem import Problem, bundle_problem
 from mlx_tasks.samplers.learned import LearnedSteps
@@ -93,7 +93,7 @@ class Optimizer:
             ):
                 found[name] = one
                 self.tell(f"{num_steps} steps: {name} done in {one.seconds:.0f} s")
-            rows, verdict = tuning.compare(self._problems["test"], num_steps, found, self.effort.seed)
+            rows, verdict = compare(self._problems["test"], num_steps, found, self.effort.seed)
             self._known[num_steps] = Outcome(num_steps, rows, verdict.kept, verdict.text)
             self.tell(f"{num_steps} steps: {verdict.text}")
         return self._known[num_steps]
@@ -128,7 +128,7 @@ class Optimizer:
         test, rows = self._problems["test"], []
         for steps in sorted({*CURVE, *self._known}):
             known = self._known[steps].rows if steps in self._known else {}
-            for name, grid in tuning.default_grids(test, steps).items():
+            for name, grid in default_grids(test, steps).items():
                 error = known[name]["error"] if name in known else float(test.errors(grid).mean())
                 rows.append({"method": name, "nfe": self.branches * steps, "error": error})
             rows += [

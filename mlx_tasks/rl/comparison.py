@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from mlx_tasks.learned_steps.gradient import rounded
 from mlx_tasks.metrics.bootstrap import bootstrap_mean
 from mlx_tasks.metrics.estimate import Estimate
-from mlx_tasks.samplers.grids import Grid
+from mlx_tasks.rl.plain_search import Found
+from mlx_tasks.rl.problem import Problem
+from mlx_tasks.samplers.grids import GRIDS, Grid
 from mlx_tasks.samplers.learned import LearnedSteps
 
 METHODS = {
@@ -125,3 +128,20 @@ def table(
             "learning_seconds": entry.learning_seconds,
         }
     return rows
+
+
+def compare(
+    test: Problem, budget: int, found: dict[str, Found], seed: int
+) -> tuple[dict[str, dict[str, Any]], Verdict]:
+    """(rows by method, verdict) of one budget of steps, on the test's noises: default grids and what was found."""
+    entries = {name: Entry(grid, test.errors(grid)) for name, grid in default_grids(test, budget).items()}
+    for name, one in found.items():
+        entries[name] = Entry(one.grid, test.errors(one.grid), one.evaluations, one.seconds)
+    whole = {name: rounded(test, one.grid) for name, one in found.items() if isinstance(one.grid, LearnedSteps)}
+    branches = test.tasks[0].denoise.evaluations
+    return table(entries, whole, test.solver, branches, seed), judge(entries, seed)
+
+
+def default_grids(problem: Problem, budget: int) -> dict[str, Grid]:
+    """The grids that need no search."""
+    return {name: make(problem.schedule, budget) for name, make in GRIDS.items()}

@@ -1,23 +1,17 @@
-"""PPO's part of the comparison for one model, and the comparison itself, on noises that nothing was learned on."""
+"""PPO on a problem: its learner, and the open-loop grids of what it learned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from mlx_tasks.learned_steps.gradient import rounded
-from mlx_tasks.rl.comparison import Entry, Verdict, judge, table
 from mlx_tasks.rl.environment import ENVIRONMENT_ID, StepGridEnv
 from mlx_tasks.rl.levels import median_grid
-from mlx_tasks.rl.plain_search import Found
 from mlx_tasks.rl.policy import greedy_episode
 from mlx_tasks.rl.ppo import Learner, PpoOptions
 from mlx_tasks.rl.problem import Problem
-from mlx_tasks.samplers.grids import GRIDS, Grid
-from mlx_tasks.samplers.learned import LearnedSteps
 
 
 @dataclass(frozen=True)
@@ -66,20 +60,3 @@ def export_grid(policy: ActorCriticPolicy, problem: Problem, budgets: tuple[int,
     grids = [tuple(info["timesteps"]) for info in infos]
     median = median_grid(grids)
     return Exported(median, all(grid == median for grid in grids), len(grids))
-
-
-def compare(
-    test: Problem, budget: int, found: dict[str, Found], seed: int
-) -> tuple[dict[str, dict[str, Any]], Verdict]:
-    """(rows by method, verdict) of one budget of steps, on the test's noises: default grids and what was found."""
-    entries = {name: Entry(grid, test.errors(grid)) for name, grid in default_grids(test, budget).items()}
-    for name, one in found.items():
-        entries[name] = Entry(one.grid, test.errors(one.grid), one.evaluations, one.seconds)
-    whole = {name: rounded(test, one.grid) for name, one in found.items() if isinstance(one.grid, LearnedSteps)}
-    branches = test.tasks[0].denoise.evaluations
-    return table(entries, whole, test.solver, branches, seed), judge(entries, seed)
-
-
-def default_grids(problem: Problem, budget: int) -> dict[str, Grid]:
-    """The grids that need no search."""
-    return {name: make(problem.schedule, budget) for name, make in GRIDS.items()}

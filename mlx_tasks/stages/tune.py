@@ -21,7 +21,7 @@ from mlx_tasks.files import atomic_folder, read_json, write_json
 from mlx_tasks.learned_steps.methods import Effort, find_steps
 from mlx_tasks.models.bundle import read_bundle
 from mlx_tasks.rl import tuning
-from mlx_tasks.rl.comparison import PPO
+from mlx_tasks.rl.comparison import PPO, compare
 from mlx_tasks.rl.plain_search import TUNED, Found
 from mlx_tasks.rl.policy import save_policy
 from mlx_tasks.rl.ppo import Learner, PpoOptions
@@ -148,7 +148,7 @@ def _compare(
     """(what schedules.json holds by budget, its rows)."""
     budgets, rows = {}, []
     for budget, of_budget in found.items():
-        methods, verdict = tuning.compare(test, budget, of_budget, context.config.seed)
+        methods, verdict = compare(test, budget, of_budget, context.config.seed)
         budgets[str(budget)] = {
             "methods": methods,
             "kept": verdict.kept,
