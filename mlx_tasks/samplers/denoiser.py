@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,11 +41,13 @@ class NetworkDenoiser:
     labels: mx.array | None
     guidance_scale: float
     evaluations: int
+    times: Mapping[float, float] | None = None
 
     def __call__(self, x: mx.array, sigma: float) -> mx.array:
         """The network's x0 estimate, guided if asked. It sees alpha * x, which has unit variance, and the timestep."""
         alpha = 1.0 / (1.0 + sigma * sigma) ** 0.5
-        t = self.schedule.t_from_sigma(sigma)
+        told = None if self.times is None or isinstance(sigma, mx.array) else self.times.get(sigma)
+        t = self.schedule.t_from_sigma(sigma) if told is None else told
         times = mx.broadcast_to(t if isinstance(t, mx.array) else mx.array(float(t)), (self.evaluations * len(x),))
         scaled = alpha * x
         if self.evaluations == 1:
@@ -68,6 +70,7 @@ def network_denoiser(
     class_labels: mx.array | None = None,
     guidance_scale: float = 1.0,
     null_label: int | None = None,
+    times: Mapping[float, float] | None = None,
 ) -> NetworkDenoiser:
     """A network as a `Denoise` for a batch with these labels.
 
@@ -75,10 +78,11 @@ def network_denoiser(
     conditional branch alone and a scale of 0 the unconditional one.
 
     class_labels: (B,) integers, or None for an unconditional network; null_label: the empty label.
+    times: level -> timestep, where the network is told another than the level's own.
     Raises: ValueError for guidance without labels or without an empty label.
     """
     if guidance_scale == 1.0:
-        return NetworkDenoiser(model, schedule, class_labels, 1.0, 1)
+        return NetworkDenoiser(model, schedule, class_labels, 1.0, 1, times)
     if class_labels is None or null_label is None:
         raise ValueError(
             f"guidance_scale {guidance_scale} needs class_labels and null_label, got class_labels "
@@ -86,5 +90,5 @@ def network_denoiser(
         )
     empty = mx.full(class_labels.shape, null_label, dtype=class_labels.dtype)
     if guidance_scale == 0.0:
-        return NetworkDenoiser(model, schedule, empty, 0.0, 1)
-    return NetworkDenoiser(model, schedule, mx.concatenate([class_labels, empty]), guidance_scale, 2)
+        return NetworkDenoiser(model, schedule, empty, 0.0, 1, times)
+    return NetworkDenoiser(model, schedule, mx.concatenate([class_labels, empty]), guidance_scale, 2, times)

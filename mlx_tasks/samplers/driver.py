@@ -57,6 +57,7 @@ def sample(
     key: mx.array | None = None,
     callback: Callback | None = None,
     options: dict[str, Any] | None = None,
+    start: float | None = None,
 ) -> Samples:
     """Images from noise, along the grid's noise levels.
 
@@ -65,6 +66,7 @@ def sample(
         last may be 0.
     key: for solvers that draw noise: (2,), or (B, 2), one an image, whose noise then depends on no other image.
     options: the solver's own numbers (eta, order, churn ...), by name.
+    start: the run begins at start * noise instead.
     Each step is evaluated once, and its finiteness is read then: no synchronisation is added to the one there is.
     Raises: ValueError for a bad grid, an unknown solver or option, or a missing key; SamplerDivergedError naming the
         step and its sigma.
@@ -75,7 +77,7 @@ def sample(
         sigmas = grid.sigmas if isinstance(grid, Grid) else check_sigmas(grid)
         method = find_solver(solver, **(options or {}))
     counted = _Counted(denoise)
-    x = noise * math.sqrt(1.0 + sigmas[0] ** 2)
+    x = noise * (math.sqrt(1.0 + sigmas[0] ** 2) if start is None else start)
     state = method.init(x, sigmas)
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         step_key = None
