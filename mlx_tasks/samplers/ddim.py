@@ -31,7 +31,7 @@ def step(
     sigma_up = eta * sigma_next * sqrt(1 - sigma_next^2 / sigma^2),  sigma_down = sqrt(sigma_next^2 - sigma_up^2).
     eta = 0 is DDIM and Euler (also in the frame of flow matching); eta = 1 is DDPM with its posterior variance,
     which in this frame is ancestral Euler.
-    clip: the estimate is clipped to [-clip, clip], the noise that goes with it is not, as diffusers' clip_sample has it.
+    clip: the estimate is clipped to [-clip, clip], the noise beside it is not, as with diffusers' clip_sample.
     Source: Song et al. 2021 (DDIM), Eqs. 12 and 16; Ho et al. 2020, Eq. 7.
     """
     denoised = denoise(x, sigma)
