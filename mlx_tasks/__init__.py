@@ -4,3 +4,14 @@ An installed package that imports no Airflow. Importing it loads nothing heavy; 
 """
 
 __version__ = "0.1.0"
+
+_LAZY = ("AdaptiveScheduler", "DiffusionPipeline", "PipelineOutput")
+
+
+def __getattr__(name: str) -> object:
+    """What people import from the package's top, imported only then."""
+    if name in _LAZY:
+        from mlx_tasks import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

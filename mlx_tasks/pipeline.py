@@ -1,0 +1,191 @@
+"""A bundle in Python, in the words that readers of diffusers know.
+
+from mlx_tasks import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("bundle").optimize(nfe=6)
+images = pipe(class_labels=[3, 1, 4], seed=0).images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_tasks import hardware
+from mlx_tasks.data.loader import to_uint8
+from mlx_tasks.errors import DataError
+from mlx_tasks.files import read_json, write_json
+from mlx_tasks.models.bundle import Bundle, Sampler, read_bundle, write_bundle
+from mlx_tasks.samplers.bundle_sampler import bundle_noise, own_steps, sample_bundle
+from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
+from mlx_tasks.samplers.learned import LearnedSteps
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a call gives.
+
+    Attributes:
+        images: (N, H, W, C) uint8.
+        nfe: network evaluations an image cost.
+    """
+
+    images: np.ndarray
+    nfe: int
+
+    def pil(self) -> list[Any]:
+        """The images for PIL."""
+        from PIL import Image
+
+        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in self.images]
+
+
+@dataclass(frozen=True)
+class AdaptiveScheduler:
+    """Steps for every budget: learned for several numbers of evaluations, the largest that fits is taken.
+
+    Attributes:
+        samplers: network evaluations -> the sampler that was best for them.
+        errors: network evaluations -> its distance to the many-step result, on noises that nothing was learned on.
+    """
+
+    samplers: Mapping[int, Sampler]
+    errors: Mapping[int, float]
+
+    @classmethod
+    def fit(
+        cls, pipeline: DiffusionPipeline, nfe: Sequence[int] = (4, 6, 8), tell: Tell = print, **effort: Any
+    ) -> AdaptiveScheduler:
+        """Learn steps for each number of evaluations.  effort: as `DiffusionPipeline.optimize` takes it."""
+        optimizer = pipeline._optimizer(tell=tell, **effort)
+        outcomes = {budget: optimizer.at(budget // optimizer.branches) for budget in sorted(set(nfe))}
+        return cls(
+            {outcome.best["nfe"]: optimizer.sampler(outcome) for outcome in outcomes.values()},
+            {outcome.best["nfe"]: float(outcome.best["error"]) for outcome in outcomes.values()},
+        )
+
+    def sampler(self, nfe: int) -> Sampler:
+        """The sampler for a budget.  Raises: DataError where it is below the least that was learned."""
+        fitting = [known for known in self.samplers if known <= nfe]
+        if not fitting:
+            raise DataError(f"steps were learned for {sorted(self.samplers)} evaluations, got a budget of {nfe}")
+        return self.samplers[max(fitting)]
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON."""
+        rows = {str(n): {"error": self.errors[n], "sampler": sampler.to_dict()} for n, sampler in self.samplers.items()}
+        write_json(Path(path), rows)
+
+    @classmethod
+    def load(cls, path: Path | str) -> AdaptiveScheduler:
+        """What `save` wrote.  Raises: DataError for another file."""
+        try:
+            rows = read_json(Path(path))
+            samplers = {int(n): Sampler.from_dict(row["sampler"]) for n, row in rows.items()}
+            return cls(samplers, {int(n): float(row["error"]) for n, row in rows.items()})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} is no saved AdaptiveScheduler ({error!r})") from None
+
+
+class DiffusionPipeline:
+    """A bundle, ready to draw; the same seed and label give the same image, whatever is drawn beside it.
+
+    Attributes:
+        bundle: the model, its noise schedule and its sampler.
+        scheduler: steps by budget, or None; then only the bundle's own steps can be drawn.
+    """
+
+    def __init__(self, bundle: Bundle, scheduler: AdaptiveScheduler | None = None) -> None:
+        self.bundle, self.scheduler = bundle, scheduler
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> DiffusionPipeline:
+        """The bundle of a folder.  Raises: DataError as `read_bundle`."""
+        hardware.prepare()
+        return cls(read_bundle(Path(folder)))
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the bundle, which diffusers opens."""
+        bundle = self.bundle
+        write_bundle(Path(folder), bundle.model, bundle.schedule, bundle.sampler, bundle.lineage)
+
+    def __call__(
+        self,
+        class_labels: Sequence[int] | None = None,
+        num_images: int | None = None,
+        seed: int = 0,
+        nfe: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int = 32,
+    ) -> PipelineOutput:
+        """Draw images: one a label, or num_images of any class.
+
+        nfe: network evaluations an image may cost, where a scheduler was fitted; the bundle's own steps otherwise.
+        Raises: DataError for a budget without a scheduler, or labels and a number that differ; ValueError for labels
+            out of range.
+        """
+        if class_labels is not None and num_images not in (None, len(class_labels)):
+            raise DataError(f"{len(class_labels)} labels and num_images {num_images} differ: give one of them")
+        count = len(class_labels) if class_labels is not None else num_images or 1
+        steps, solver, scale = self._steps(nfe, guidance_scale)
+        noise = bundle_noise(self.bundle, seed, count)
+        drawn = sample_bundle(self.bundle, noise, class_labels, steps, solver, batch_size, scale)
+        mx.eval(drawn.images)
+        return PipelineOutput(to_uint8(np.array(drawn.images)), drawn.nfe)
+
+    def optimize(
+        self,
+        *,
+        nfe: int | None = None,
+        budget_ms: float | None = None,
+        quality: float | None = None,
+        batch: int = 16,
+        tell: Tell = print,
+        **effort: Any,
+    ) -> DiffusionPipeline:
+        """A pipeline with the best steps for one goal, as `mlx-tasks optimize` finds them.
+
+        nfe: network evaluations an image; budget_ms: milliseconds an image in batches of `batch` on this machine;
+        quality: RMS distance to the many-step result.  effort: tries, iterations, seed, noises, methods.
+        Raises: DataError unless exactly one goal is given, or where it cannot be met.
+        """
+        from mlx_tasks.optimizing.device_cost import measure_cost
+
+        if sum(goal is not None for goal in (nfe, budget_ms, quality)) != 1:
+            raise DataError("give one goal: nfe, budget_ms or quality")
+        optimizer = self._optimizer(tell=tell, **effort)
+        if quality is not None:
+            outcome = optimizer.fewest(quality)
+        elif nfe is not None:
+            outcome = optimizer.at(nfe // optimizer.branches)
+        else:
+            cost = measure_cost(self.bundle, batch, hardware.detect().chip)
+            outcome = optimizer.at(cost.steps_within(float(budget_ms or 0.0)))
+        return DiffusionPipeline(replace(self.bundle, sampler=optimizer.sampler(outcome)), self.scheduler)
+
+    def _steps(self, nfe: int | None, scale: float | None) -> tuple[Grid | LearnedSteps, str, float | None]:
+        if nfe is None:
+            return own_steps(self.bundle), self.bundle.sampler.solver, scale
+        if self.scheduler is None:
+            raise DataError("nfe needs a scheduler: DiffusionPipeline(pipe.bundle, AdaptiveScheduler.fit(pipe))")
+        sampler = self.scheduler.sampler(nfe)
+        if sampler.learned is not None:
+            return sampler.learned, "learned", scale
+        return grid_from_timesteps(self.bundle.schedule, sampler.timesteps), sampler.solver, scale
+
+    def _optimizer(
+        self, *, tell: Tell, tries: int = 48, iterations: int = 200, seed: int = 0, noises: int = 128, **more: Any
+    ) -> Any:
+        from mlx_tasks.learned_steps.methods import Effort
+        from mlx_tasks.optimizing.optimizer import Optimizer
+
+        return Optimizer(self.bundle, Effort(tries, iterations, seed), noises=noises, tell=tell, **more)

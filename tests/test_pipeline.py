@@ -1,0 +1,79 @@
+"""The pipeline in Python: images by seed and label, steps by budget, and goals that cannot be met."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from registry_workspace import write_small_bundle
+
+import mlx_tasks
+from mlx_tasks import AdaptiveScheduler, DiffusionPipeline
+from mlx_tasks.errors import DataError
+from mlx_tasks.registry.draw import draw
+
+QUICK = {"tries": 4, "iterations": 2, "noises": 8, "methods": ("least_squares",), "batch_size": 4}
+QUICK |= {"reference_steps": 16}
+
+
+def quiet(_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "b"
+    write_small_bundle(folder)
+    return DiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def scheduler(pipe):
+    return AdaptiveScheduler.fit(pipe, nfe=(2, 3), tell=quiet, **QUICK)
+
+
+def test_a_call_draws_what_the_bundle_draws(pipe):
+    found = pipe([2, 0, 1], seed=7)
+    alone = draw(pipe.bundle, [2], [7])
+    assert found.images.shape == (3, 8, 8, 1) and found.images.dtype == np.uint8 and found.nfe == 2
+    assert np.abs(found.images[0].astype(int) - alone[0].astype(int)).max() <= 1
+    assert [image.size for image in found.pil()] == [(8, 8)] * 3
+    assert len(pipe(num_images=2).images) == 2
+    with pytest.raises(DataError, match="3 labels and num_images 2 differ"):
+        pipe([0, 1, 2], num_images=2)
+
+
+def test_the_scheduler_takes_the_most_that_fits_and_comes_back_from_disk(pipe, scheduler, tmp_path):
+    assert sorted(scheduler.samplers) == [2, 3] and scheduler.errors[3] < scheduler.errors[2]
+    fitted = DiffusionPipeline(pipe.bundle, scheduler)
+    assert fitted([0], nfe=9).nfe == 3 and fitted([0], nfe=2).nfe == 2
+    scheduler.save(tmp_path / "s.json")
+    again = AdaptiveScheduler.load(tmp_path / "s.json")
+    assert again.samplers == dict(scheduler.samplers) and again.errors == dict(scheduler.errors)
+    with pytest.raises(DataError, match=r"learned for \[2, 3\] evaluations, got a budget of 1"):
+        fitted([0], nfe=1)
+    with pytest.raises(DataError, match="nfe needs a scheduler"):
+        pipe([0], nfe=4)
+    (tmp_path / "bad.json").write_text('{"4": {}}')
+    with pytest.raises(DataError, match="no saved AdaptiveScheduler"):
+        AdaptiveScheduler.load(tmp_path / "bad.json")
+
+
+def test_optimize_gives_a_pipeline_that_saves_and_draws_the_same(pipe, tmp_path):
+    better = pipe.optimize(nfe=3, tell=quiet, **QUICK)
+    assert better.bundle.sampler.nfe == 3 and pipe.bundle.sampler.nfe == 2
+    better.save_pretrained(tmp_path / "o")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "o")
+    np.testing.assert_array_equal(again([1, 2]).images, better([1, 2]).images)
+    with pytest.raises(DataError, match="one goal"):
+        pipe.optimize(nfe=3, quality=0.1)
+    with pytest.raises(DataError, match="is less than one step takes"):
+        pipe.optimize(budget_ms=1e-6, tell=quiet, **QUICK)
+
+
+def test_importing_the_package_stays_light():
+    code = "import sys, mlx_tasks; print(sorted({'mlx', 'numpy', 'torch'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "[]"
+    with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
+        mlx_tasks.Pipeline  # noqa: B018
