@@ -34,6 +34,7 @@ BAD: list[dict[str, Any]] = [
     {"search_trials": 65},
     {"ppo_steps": 1},
     {"nfe_budgets": [1]},
+    {"methods": ["magic"]},
     {"gate_limits": [{"metric": "fid", "direction": "sideways", "limit": 1}]},
     {"gate_limits": [{"metric": "fid", "direction": "below"}]},
     {"promotion": "maybe"},
@@ -138,12 +139,15 @@ def test_nodes_link_to_mlflow_and_the_last_one_to_the_report(probe):
 
 
 def test_every_field_of_the_form_is_typed_and_described(probe):
-    names = ["preset", "dataset", "resolutions", "steps_to_reach", "search_trials", "ppo_steps", "nfe_budgets"]
+    names = ["preset", "dataset", "resolutions", "steps_to_reach", "search_trials", "methods"]
+    names += ["ppo_steps", "nfe_budgets"]
     assert list(probe["form"]) == [*names, "gate_limits", "promotion", "seed", "overrides"]
     for field in probe["form"].values():
         assert field["schema"]["type"]
         assert field["schema"]["title"]
         assert len(field["text"]) > 30
+    known = ["shortest_path", "cma_es", "ppo", "gradient", "least_squares"]
+    assert probe["form"]["methods"]["schema"]["items"]["enum"] == known
     assert probe["form"]["nfe_budgets"]["schema"]["items"] == {"type": "integer", "minimum": 2, "maximum": 100}
     assert probe["form"]["seed"]["schema"]["exclusiveMaximum"] == 2**31
 
