@@ -2,7 +2,7 @@
 
     python benchmarks/few_steps_scores.py WORKSPACE [--bundle work/searched] [--nfe 5] [--seeds 3]
 
-WORKSPACE: of a run, with its dataset. Each seed learns its steps anew (as `mlx-tasks optimize` does); both samplers draw
+WORKSPACE: of a run, with its dataset. Each seed learns its steps anew (as `mlx-tasks optimize` does); both draw
 from the same fresh noise, and are held against held-out images. Scores are among untrained random
 convolutions; differences are paired, with 95 % bootstrap intervals over images, and the spread over seeds.
 """

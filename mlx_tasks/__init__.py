@@ -5,13 +5,18 @@ An installed package that imports no Airflow. Importing it loads nothing heavy; 
 
 __version__ = "0.1.0"
 
-_LAZY = ("AdaptiveScheduler", "DiffusionPipeline", "PipelineOutput")
+_LAZY = {
+    "AdaptiveScheduler": "mlx_tasks.pipeline",
+    "DiffusionPipeline": "mlx_tasks.pipeline",
+    "PipelineOutput": "mlx_tasks.pipeline",
+    "QualityGuidedSampler": "mlx_tasks.samplers.quality_guided",
+}
 
 
 def __getattr__(name: str) -> object:
     """What people import from the package's top, imported only then."""
     if name in _LAZY:
-        from mlx_tasks import pipeline
+        import importlib
 
-        return getattr(pipeline, name)
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
