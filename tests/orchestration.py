@@ -47,7 +47,7 @@ def run(context, **arguments):
     name = context.target.partition("@")[0]
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
     outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
-    for out in outs:
+    for out in (one if isinstance(one, str) else next(iter(one)) for one in outs):
         for key, value in arguments.items():
             out = out.replace("${item.%s}" % key, str(value))
         path = context.root / out

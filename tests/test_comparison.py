@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.workspace.paths import Places
 
+ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["mlflow_server"]
 
 SETUP = {
@@ -138,11 +140,14 @@ def repository(tmp_path_factory):
         "for name, told in (('scores/scores', scores), ('metrics/evaluate', flat)):\n"
         "    path = pathlib.Path(f'work/{name}.json'); path.parent.mkdir(parents=True, exist_ok=True)\n"
         "    path.write_text(json.dumps(told))\n"
+        "path = pathlib.Path('work/plots/evaluate.csv'); path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "path.write_text(f'candidate,nfe,frechet_distance\\nstudent,4,{row[\"value\"]}\\n')\n"
     )
     (root / "write.py").write_text(write)
     (root / "template.json").write_text(json.dumps(scores(0.1)))
     stage = {"cmd": f"{sys.executable} write.py", "deps": ["write.py"], "params": ["distance"]}
     stage |= {"outs": ["work/scores"], "metrics": ["work/metrics/evaluate.json"]}
+    stage["plots"] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["evaluate"]["plots"]
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
     for name, distance in (("first", 0.1), ("second", 0.05)):
         (root / "params.yaml").write_text(f"distance: {distance}\n")
@@ -164,6 +169,11 @@ def test_commits_are_compared_by_the_numbers_that_dvc_itself_shows(repository):
     cells = next(m for m in found["metrics"] if m["metric"] == "frechet_distance")["runs"]
     assert (cells[0]["score"]["value"], cells[1]["score"]["value"]) == (told["old"], told["new"])
     assert cells[1]["difference"]["value"] == pytest.approx(told["diff"]) and cells[1]["word"] == "better"
+    plots = run(repository, sys.executable, "-m", "dvc", "plots", "diff", "--json", "runs/first", "runs/second")
+    drawings = json.loads(plots)["data"]["work/plots/evaluate.csv"]
+    points = [point for one in drawings for point in one["content"]["data"]["values"]]
+    drawn = {point["rev"]: (float(point["nfe"]), float(point["frechet_distance"])) for point in points}
+    assert drawn == {"runs/first": (4.0, told["old"]), "runs/second": (4.0, told["new"])}
     params = json.loads(run(repository, *(part.format("params") for part in dvc_diff)))
     changed = params["params.yaml"]["distance"]
     assert found["params"] == [{"key": "distance", "values": [changed["old"], changed["new"]]}]

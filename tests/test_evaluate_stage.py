@@ -413,6 +413,19 @@ def test_published_metrics_are_added_where_their_weights_are_given(weights):
     assert scores["fid"].value == pytest.approx(frechet_distance(*in_their_span(a, b)), rel=1e-6)
 
 
+def test_the_plot_file_holds_the_candidates_scores(context, scores):
+    table = pd.read_csv(context.work / "plots" / "evaluate.csv", keep_default_na=False).set_index("candidate")
+    rows = [row for row in scores["rows"] if row["kind"] != "reference"]
+    assert list(table.index) == [row["candidate"] for row in rows]
+    for row in rows:
+        told = table.loc[row["candidate"]]
+        assert (told["nfe"], told["grid"]) == (row["nfe"], row["grid"])
+        for metric in ("frechet_distance", "kernel_distance", "precision", "recall"):
+            estimate = row["metrics"][metric]
+            for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+                assert told[f"{metric}{end}"] == pytest.approx(estimate[key], rel=1e-12)
+
+
 def _small_clip(folder):
     """A CLIP of two layers with random weights, and a tokenizer of the dataset's words."""
     import transformers

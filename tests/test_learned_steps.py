@@ -239,9 +239,23 @@ def test_methods_come_one_by_one_and_the_later_start_from_the_best():
     problem, selection = gaussian_problem(61), gaussian_problem(62)
     effort = Effort(tries=12, iterations=10, seed=0)
     found = dict(
-        find_steps(problem, selection, 4, ("least_squares", "cma_es", "shortest_path", "gradient", "ppo"), effort)
+        find_steps(
+            problem,
+            selection,
+            4,
+            ("least_squares", "cma_es", "shortest_path", "gradient_levels", "gradient", "ppo"),
+            effort,
+        )
     )
-    assert list(found) == ["log_snr_tuned", "karras_tuned", "shortest_path", "cma_es", "gradient", "least_squares"]
+    assert list(found) == [
+        "log_snr_tuned",
+        "karras_tuned",
+        "shortest_path",
+        "cma_es",
+        "gradient_levels",
+        "gradient",
+        "least_squares",
+    ]
     spent = problem.meter.evaluations + selection.meter.evaluations
     assert sum(one.evaluations for one in found.values()) <= spent
     best = min(found[name].error for name in ("log_snr_tuned", "karras_tuned"))

@@ -33,7 +33,7 @@ TUNE = {
     "reference_steps": 8,
     "search_evaluations": 6,
     "gradient_iterations": 4,
-    "methods": ["shortest_path", "cma_es", "ppo", "gradient", "least_squares"],
+    "methods": ["shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"],
     "test_noises": 8,
 }
 METHODS = set(ALL_METHODS)
@@ -138,7 +138,7 @@ def test_the_policy_on_disk_gives_the_grids_of_the_rows(tuned):
 def test_metrics_are_flat_and_the_reward_curve_is_told(tuned):
     root, tracker = tuned
     metrics = read_json(root / "work/metrics/tune.json")
-    assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 2 * 9 + 5
+    assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 2 * 10 + 5
     assert {step for step, values in tracker.rows if "tune/gradient_nfe3_error" in values} == {0, 4}
     steps = [step for step, values in tracker.rows if "tune/greedy_reward" in values]
     assert steps == [48]

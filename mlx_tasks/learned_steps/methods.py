@@ -50,7 +50,7 @@ def find_steps(
 
     Learning starts from the best grid found so far; beside each method stands its own cost alone.
 
-    methods: of "shortest_path", "cma_es", "gradient" and "least_squares", in any order.  Learning uses `problem`'s
+    methods: of "shortest_path", "cma_es", "gradient_levels", "gradient" and "least_squares".  Learning uses `problem`'s
     noises, and chooses among its iterates on `selection`'s.
     """
     plain = tuned_grids(problem, num_steps, effort.tries, effort.seed)
@@ -67,6 +67,9 @@ def find_steps(
         assert isinstance(found.grid, Grid)
         start = found.grid
     learners: dict[str, Callable[[Callable[[int, float], None]], Descent]] = {
+        "gradient_levels": lambda heard: gradient.descend(
+            problem, selection, start.sigmas, "times", effort.iterations, said=heard
+        ),
         "gradient": lambda heard: gradient.descend(
             problem, selection, start.sigmas, "all", effort.iterations, said=heard
         ),
@@ -76,7 +79,8 @@ def find_steps(
         if name in methods:
             found = learn(lambda i, error, name=name: said(name, i, error) if said else None)
             tried = found.history[-1][0]
-            yield name, Found(found.steps, found.selection_error, tried, found.evaluations, found.seconds)
+            steps = gradient.rounded(problem, found.steps) if name == "gradient_levels" else found.steps
+            yield name, Found(steps, found.selection_error, tried, found.evaluations, found.seconds)
 
 
 def tuned_grids(problem: Problem, budget: int, tries: int, seed: int) -> dict[str, Found]:

@@ -52,9 +52,11 @@ def _optimize(arguments: argparse.Namespace) -> int:
     from mlx_tasks.optimizing.optimizer import METHODS, MOST_STEPS, Optimizer
 
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    unknown = sorted(set(methods) - {*METHODS, "gradient"})
+    unknown = sorted(set(methods) - {*METHODS, "gradient", "gradient_levels"})
     if unknown:
-        raise DataError(f"no method named {unknown[0]!r}; there are: {', '.join((*METHODS, 'gradient'))}")
+        raise DataError(
+            f"no method named {unknown[0]!r}; there are: {', '.join((*METHODS, 'gradient', 'gradient_levels'))}"
+        )
     if arguments.diffusers:
         methods = [name for name in methods if name not in ("gradient", "least_squares")]
     for name in ("batch", "iterations", "noises", "tries"):

@@ -30,6 +30,7 @@ GRID_NAMES = {
     "shortest_path": "shortest path",
     "cma_es": "CMA-ES",
     "ppo": "PPO",
+    "gradient_levels": "gradient, levels",
     "gradient": "learned, gradient",
     "least_squares": "learned, least sq.",
     "own": "own",

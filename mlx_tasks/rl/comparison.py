@@ -25,6 +25,7 @@ METHODS = {
     "shortest_path": "dynamic programming",
     "cma_es": "CMA-ES on the levels",
     "ppo": "PPO",
+    "gradient_levels": "gradients to the levels alone",
     "gradient": "gradients to levels, levels told and weights",
     "least_squares": "least squares in levels, levels told and weights",
 }

@@ -65,8 +65,8 @@ def _install() -> None:
         pins.write_text("".join(_pin(text) for _, text in blocks))
         _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes", "-r", uv_lock])
         uv = [VENV / "bin" / "uv", "pip", "install", "-q", "--python", python]
-        # First, while there is nothing for pip to compare with: it would miss the torchvision that lpips names, which is
-        # left out on purpose (include/overrides.txt).
+        # First, while there is nothing for pip to compare with: it would miss the torchvision that lpips names, which
+        # is left out on purpose (include/overrides.txt).
         _say("installing torch")
         torch = next(_pin(text) for name, text in blocks if name == "torch").split(";")[0].strip()
         _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", torch, "-c", pins])

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_tasks.data.loader import load_split
 from mlx_tasks.errors import DataError
-from mlx_tasks.files import atomic_folder, atomic_write_bytes, read_json, write_json
+from mlx_tasks.files import atomic_folder, atomic_write_bytes, atomic_write_text, read_json, write_json
 from mlx_tasks.metrics.bench import LATENCY_REPEATS, Bench, Row
 from mlx_tasks.metrics.candidates import (
     Candidate,
@@ -43,7 +43,7 @@ LARGEST_BATCH = {"cpu": 64, "cuda": 256, "metal": 256}
 
 
 def run(context: StageContext) -> None:
-    """Score teacher, students and the searched student on their grids; write work/scores/ and metrics/evaluate.json.
+    """Score every candidate; write work/scores/, metrics/evaluate.json and plots/evaluate.csv (for `dvc plots`).
 
     scores.json: `rows` (one a candidate or reference set), `winner` (metrics/winner.py), `sanity` (which
     metrics passed the ladder, metrics/ladder.py), `left_out` (combinations not
@@ -94,6 +94,7 @@ def run(context: StageContext) -> None:
         )
     flat = _figures(rows, winner, best_teacher)
     write_json(context.work / "metrics" / "evaluate.json", flat)
+    atomic_write_text(context.work / "plots" / "evaluate.csv", plot_rows(rows))
     _record(context, rows, winner, flat)
     store.clear()
 
@@ -260,6 +261,26 @@ def _reference_sets(bench: Bench, left_out: list[LeftOut]) -> dict[str, Callable
     sets["reference-blurred"] = lambda: blurred(matching_real(images, labels, wanted, seed))
     sets["reference-noise"] = lambda: noise(bench.judge.real.shape, seed)
     return sets
+
+
+PLOTTED = ("frechet_distance", "kernel_distance", "precision", "recall")
+
+
+def plot_rows(rows: list[Row]) -> str:
+    """The candidates as CSV, one a row: name, kind, grid, cost, and each plotted metric with its interval."""
+    import csv
+    import io
+
+    columns = [f"{metric}{end}" for metric in PLOTTED for end in ("", "_low", "_high")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["candidate", "kind", "grid", "nfe", "latency_ms", "size_mb", *columns])
+    for row in rows:
+        if row["kind"] != "reference":
+            told = [row["metrics"][metric][key] for metric in PLOTTED for key in ("value", "low", "high")]
+            shown = [row[key] for key in ("candidate", "kind", "grid", "nfe", "latency_ms", "size_mb")]
+            writer.writerow([*shown, *told])
+    return text.getvalue()
 
 
 def _figures(rows: list[Row], winner: dict[str, Any], best_teacher: Row | None) -> dict[str, dict[str, Any]]:
