@@ -25,7 +25,7 @@ from mlx_tasks.registry.mlflow_registry import CHALLENGER, CHAMPION, Registry
 from mlx_tasks.registry.png import decode_png, encode_png
 from mlx_tasks.registry.pyfunc import _load_pyfunc
 from mlx_tasks.registry.reference import read_reference
-from mlx_tasks.samplers import bundle_noise, sample_bundle
+from mlx_tasks.samplers import LearnedSteps, bundle_noise, sample_bundle
 
 pytest_plugins = ["mlflow_server"]
 
@@ -397,3 +397,17 @@ def test_names_that_lead_nowhere_are_told(tracked):
 
 def test_class_names_of_the_workspace_are_those_of_the_bundle(registered_locally):
     assert read_bundle(registered_locally / "work" / "registered" / "bundle").sampler.class_names == CLASSES
+
+
+def test_learned_steps_are_registered_and_the_card_says_what_diffusers_gets(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = make_workspace(tmp_path)
+    path = root / "work" / "scores" / "scores.json"
+    scores = json.loads(path.read_text())
+    learned = LearnedSteps((9.0, 2.0, 0.5, 0.0), (8.0, 2.5, 0.4), ((), (0.1,), (0.2, -0.05)))
+    scores["rows"][-1] |= {"solver": "learned", "grid": "least_squares", "learned": learned.to_dict()}
+    path.write_text(json.dumps(scores))
+    run_register(root, config())
+    folder = root / "work" / "registered" / "bundle"
+    assert read_bundle(folder).sampler.learned == learned
+    assert "diffusers has no such solver" in (folder / "README.md").read_text()

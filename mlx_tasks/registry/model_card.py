@@ -151,7 +151,17 @@ def _usage(name: str, sampler: dict[str, Any]) -> str:
         'unet = UNet2DModel.from_pretrained("FOLDER", subfolder="unet")\n'
         f"v = unet(torch.randn{shape}, {sampler['timesteps'][0]}{label}).sample  # v-prediction\n```\n\n"
         f"Solver `{sampler['solver']}` at timesteps `{sampler['timesteps']}`, guidance scale "
-        f"{sampler['guidance_scale']:g}; `scheduler/scheduler_config.json` is the diffusers scheduler that takes them."
+        f"{sampler['guidance_scale']:g}; {_in_diffusers(sampler)}."
+    )
+
+
+def _in_diffusers(sampler: dict[str, Any]) -> str:
+    if sampler["learned"] is None:
+        return "`scheduler/scheduler_config.json` is the diffusers scheduler that takes them"
+    return (
+        "its levels and weights were learned (`sampler.json`) and diffusers has no such solver: "
+        "`scheduler/scheduler_config.json` is DPM-Solver++(2M) on the nearest whole timesteps, whose images differ and "
+        "are not the scored ones"
     )
 
 
