@@ -413,6 +413,12 @@ def test_published_metrics_are_added_where_their_weights_are_given(weights):
     assert scores["fid"].value == pytest.approx(frechet_distance(*in_their_span(a, b)), rel=1e-6)
 
 
+def test_equal_work_is_timed_once_whatever_its_steps(scores):
+    plain, learned = (_row(scores, f"searched-{grid}-nfe3") for grid in ("uniform", "learned"))
+    assert plain["latency"] == learned["latency"]
+    assert plain["latency"] != _row(scores, "searched-uniform-nfe2")["latency"]
+
+
 def test_the_plot_file_holds_the_candidates_scores(context, scores):
     table = pd.read_csv(context.work / "plots" / "evaluate.csv", keep_default_na=False).set_index("candidate")
     rows = [row for row in scores["rows"] if row["kind"] != "reference"]
