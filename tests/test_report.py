@@ -456,7 +456,7 @@ def test_the_result_in_words_follows_from_the_numbers(workspace):
         in told[2]
     )
     assert told[3] == (
-        "Steps kept, by network evaluations: log SNR, tuned at 4; log SNR, tuned at 6; learned, least sq. at 8 "
+        "Steps kept, by network evaluations: log SNR, tuned at 4; log SNR, tuned at 6; least squares at 8 "
         "(2.00 times less error than searched end points)."
     )
     assert told[-1] == "The gate passed it."

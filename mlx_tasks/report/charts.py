@@ -31,8 +31,8 @@ GRID_NAMES = {
     "cma_es": "CMA-ES",
     "ppo": "PPO",
     "gradient_levels": "gradient, levels",
-    "gradient": "learned, gradient",
-    "least_squares": "learned, least sq.",
+    "gradient": "gradient",
+    "least_squares": "least squares",
     "own": "own",
 }
 """What grids are called; tuned: with end points found by plain search."""
