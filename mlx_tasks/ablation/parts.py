@@ -42,8 +42,8 @@ PARTS = {
             "teacher",
         ),
         Part("ladder", "training at small resolutions first", "train", {"train.resolutions": "last"}, "teacher"),
-        Part("distillation", "distillation: the teacher at the student's evaluations", "distill", {}, "student"),
-        Part("learned_grid", "the grid that the tune stage kept: an evenly spaced one", "tune", {}, "searched"),
+        Part("distillation", "the student, against the teacher at its evaluations", "distill", {}, "student"),
+        Part("learned_grid", "the grid that the tune stage kept, against an evenly spaced one", "tune", {}, "searched"),
     )
 }
 
