@@ -22,10 +22,10 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mlx_tasks.learned_steps.methods import tuned_grids  # noqa: E402
+from mlx_tasks.learned_steps.quality_guided import QualityGuidedSampler  # noqa: E402
 from mlx_tasks.models.bundle import read_bundle  # noqa: E402
 from mlx_tasks.rl.problem import bundle_problem, endpoint_errors  # noqa: E402
 from mlx_tasks.samplers import network_denoiser  # noqa: E402
-from mlx_tasks.samplers.quality_guided import QualityGuidedSampler  # noqa: E402
 
 STEPS = (3, 4, 5, 6, 8, 10, 12)
 
@@ -88,7 +88,7 @@ def main() -> None:
 
 def _oracle(rows_of: Any, test: Any, grid: Any, tolerance: float) -> dict[str, float]:
     """What stopping would give that knew each image's error at each call."""
-    from mlx_tasks.samplers.quality_guided import _run
+    from mlx_tasks.learned_steps.quality_guided import _run
 
     errors = []
     for _, estimate in _run(rows_of(np.arange(len(test.noise))), test.noise, grid.sigmas):

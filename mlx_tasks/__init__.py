@@ -9,7 +9,7 @@ _LAZY = {
     "AdaptiveScheduler": "mlx_tasks.pipeline",
     "DiffusionPipeline": "mlx_tasks.pipeline",
     "PipelineOutput": "mlx_tasks.pipeline",
-    "QualityGuidedSampler": "mlx_tasks.samplers.quality_guided",
+    "QualityGuidedSampler": "mlx_tasks.learned_steps.quality_guided",
 }
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mlx_tasks.errors import DataError
+from mlx_tasks.learned_steps.quality_guided import QualityGuidedSampler
 from mlx_tasks.samplers import sample
-from mlx_tasks.samplers.quality_guided import QualityGuidedSampler
 
 SIGMAS = (*np.geomspace(30.0, 0.02, 14).tolist(), 0.0)
 FINE = (*np.geomspace(30.0, 0.002, 160).tolist(), 0.0)
