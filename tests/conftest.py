@@ -1,6 +1,7 @@
 """Shared by all tests: the BLAS is loaded before anything imports MLX, and no library phones home."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ os.environ.update(
 )
 
 from mlx_tasks import hardware
+
+# As from a terminal: under nohup or a background job SIGHUP and SIGINT arrive ignored, every child inherits that, and
+# then nothing here could be interrupted, or would end with its parent (mlx_tasks/supervision.py).
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hardware.prepare()
 
