@@ -45,6 +45,18 @@ def ratio(of: list[float], to: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(of, to, strict=True)])
 
 
+def shown(argument: str) -> str:
+    """A command's argument without what is this machine's alone: a path from its checkout or workspace on."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    if path.is_relative_to(ROOT):
+        return str(path.relative_to(ROOT))
+    if "work" in path.parts[1:]:
+        return "/".join(["WORKSPACE", *path.parts[len(path.parts) - 1 - path.parts[::-1].index("work") :]])
+    return "FOLDER"
+
+
 def save(name: str, *, question: str, config: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Write benchmarks/results/NAME.json: the question, the numbers, and what they were measured on."""
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -53,7 +65,7 @@ def save(name: str, *, question: str, config: dict[str, Any], rows: list[dict[st
         path,
         {
             "question": question,
-            "command": " ".join(["python benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": " ".join(["python benchmarks/" + Path(sys.argv[0]).name, *map(shown, sys.argv[1:])]),
             "commit": commit.stdout.strip(),
             "device": hardware.detect().as_dict(),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("mlx", "numpy", "torch")}},

@@ -99,7 +99,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         errors = [row["error"] for row in of]
         kept = f"{sum(row['kept'] for row in of)}/{len(of)}"
         spent = statistics.mean(row["learning_evaluations"] for row in of)
-        seconds = statistics.mean(row["learning_seconds"] for row in of)
+        seconds = statistics.mean([row["learning_seconds"] for row in of if row["learning_seconds"] is not None] or [0])
         lines.append(
             f"{budget:>5}  {grid:<15}{statistics.mean(errors):>8.4f}  {min(errors):>8.4f}{max(errors):>9.4f}{kept:>6}"
             f"{spent:>13.0f}{seconds:>7.1f}" + (f"  guidance {guidance:g}" if guidance != 1.0 else "")
