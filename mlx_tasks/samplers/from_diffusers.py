@@ -140,16 +140,9 @@ def plan_from_config(config: Mapping[str, Any], num_steps: int, eta: float = 0.0
 
 def _ddim(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float, *, markov: bool = False) -> Plan:
     """DDIM, and DDPM with its noise: steps of T // n timesteps, whatever the spacing."""
-    total, offset = schedule.num_train_timesteps, int(values["steps_offset"])
+    total = schedule.num_train_timesteps
     stride = total // n
-    match values["timestep_spacing"]:
-        case "leading":
-            times = np.arange(n)[::-1] * stride + offset
-        case "linspace":
-            times = np.linspace(0, total - 1, n).round()[::-1]
-        case _:
-            times = np.arange(total, 0, -total / n).round() - 1
-    times = times.astype(int)
+    times = _spaced(values, total, n).round().astype(int)
     if times[0] >= total or np.any(times[:-1] - stride != times[1:]):
         raise DataError(
             f"{n} steps of {values['timestep_spacing']} spacing leave diffusers' own grid, which goes by {stride} "
@@ -182,13 +175,7 @@ def _ddpm(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float
 def _euler(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, solver: str) -> Plan:
     """Euler, ancestral Euler and Heun: n levels, a final 0, and a start of their own."""
     total = schedule.num_train_timesteps
-    match values["timestep_spacing"]:
-        case "leading":
-            times = np.arange(n)[::-1] * float(total // n) + int(values["steps_offset"])
-        case "linspace":
-            times = np.linspace(0, total - 1, n, dtype=np.float32)[::-1].astype(np.float64)
-        case _:
-            times = np.arange(total, 0, -total / n).round() - 1.0
+    times = _spaced(values, total, n)
     sigmas = np.interp(times, np.arange(total), schedule.sigmas)
     reshaped = _reshaped(values, float(sigmas[-1]), float(sigmas[0]), n)
     if reshaped is not None:
@@ -210,14 +197,7 @@ def _multistep(
     if "lambda_min_clipped" in values:
         half_log_snr = -np.log(schedule.sigmas[::-1])
         last = total - int(np.searchsorted(half_log_snr, float(values["lambda_min_clipped"])))
-    match values["timestep_spacing"]:
-        case "leading":
-            times = (np.arange(n + 1) * (last // (n + 1))).round()[::-1][:-1] + int(values["steps_offset"])
-        case "linspace":
-            times = np.linspace(0, last - 1, n + 1).round()[::-1][:-1]
-        case _:
-            times = np.arange(last, 0, -total / n).round() - 1
-    times = times.astype(int)
+    times = _spaced(values, total, n, last, spare=1).round().astype(int)
     zero = values.get("final_sigmas_type", "sigma_min") == "zero"
     reshaped = _reshaped(values, float(schedule.sigmas[0]), float(schedule.sigmas[-1]), n)
     if reshaped is None:
@@ -301,6 +281,23 @@ def _deis(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float
         raise DataError(f"solver_order must be 1, 2 or 3, got {order}")
     options = {"order": order, "lower_order_final": bool(values["lower_order_final"])}
     return _multistep(schedule, values, n, "deis_2", options)
+
+
+def _spaced(values: Mapping[str, Any], total: int, n: int, last: int | None = None, *, spare: int = 0) -> np.ndarray:
+    """(n,) falling timesteps of the spacing that is asked for; only linspace gives fractions.
+
+    last: timesteps counted from the clean end that are used, all of them by default; spare: levels that the multistep
+    schedulers lay out beyond n, at the clean end, and leave away.
+    """
+    used, count = total if last is None else last, n + spare
+    match values["timestep_spacing"]:
+        case "leading":
+            times = np.arange(count) * float(used // count) + int(values["steps_offset"])
+            return times[::-1][:n]
+        case "linspace":
+            return np.linspace(0, used - 1, count)[::-1][:n]
+        case _:
+            return np.arange(used, 0, -total / n).round() - 1.0
 
 
 def _reshaped(values: Mapping[str, Any], low: float, high: float, n: int) -> np.ndarray | None:
