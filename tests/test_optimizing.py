@@ -11,13 +11,14 @@ from mlx_tasks.cli import main
 from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.learned_steps.methods import Effort
 from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.optimizing import device_cost
 from mlx_tasks.optimizing.bundle_update import put_sampler
 from mlx_tasks.optimizing.commands import milliseconds
-from mlx_tasks.optimizing.device_cost import StepCost, measure_cost
+from mlx_tasks.optimizing.device_cost import StepCost
 from mlx_tasks.optimizing.optimizer import Optimizer
 from mlx_tasks.registry.reference import make_reference, read_reference, write_reference
 from mlx_tasks.samplers import sample_bundle
-from mlx_tasks.samplers.bundle_sampler import bundle_noise
+from mlx_tasks.samplers.driver import Samples
 
 QUICK = ["--tries", "4", "--iterations", "2", "--noises", "8", "--batch", "2", "--methods", "least_squares"]
 
@@ -81,19 +82,21 @@ def test_steps_within_a_budget():
         cost.steps_within(2.0)
 
 
-def test_the_measured_cost_predicts_a_run(folder):
-    import time
+def test_the_cost_is_the_slope_between_two_lengths_and_what_is_left(folder, monkeypatch):
+    """A clock that a run moves by 20 ms and by 6 ms a step, and once by an hour while the first one warms up."""
+    clock, runs = [0.0], []
 
-    bundle = read_bundle(folder)
-    cost = measure_cost(bundle, 8, "here")
-    noise = bundle_noise(bundle, 0, 8)
-    taken = []
-    for _ in range(5):
-        started = time.perf_counter()
-        mx.eval(sample_bundle(bundle, noise, [0] * 8, [*np.geomspace(20, 0.1, 16).tolist(), 0.0], "ddim").images)
-        taken.append((time.perf_counter() - started) * 1000 / 8)
-    assert cost.step_low_ms <= cost.step_ms <= cost.step_high_ms
-    assert 0.3 < np.median(taken) / cost.run_ms(16) < 3  # a busy machine may be three times off, not thirty
+    def run(bundle, noise, labels, grid, solver, batch_size):
+        runs.append(grid.num_steps)
+        clock[0] += 3600 if len(runs) <= 2 else 0.020 + 0.006 * grid.num_steps
+        return Samples(noise, grid.num_steps)
+
+    monkeypatch.setattr(device_cost, "sample_bundle", run)
+    monkeypatch.setattr(device_cost.time, "perf_counter", lambda: clock[0])
+    cost = device_cost.measure_cost(read_bundle(folder), 4, "here")
+    assert runs == [2, 8] * 6
+    assert (cost.step_ms, cost.step_low_ms, cost.step_high_ms) == pytest.approx((1.5, 1.5, 1.5))
+    assert cost.fixed_ms == pytest.approx(5.0) and cost.run_ms(16) == pytest.approx(29.0)
 
 
 @pytest.mark.parametrize(("text", "ms"), [("80", 80.0), ("80ms", 80.0), ("0.08s", 80.0), (" 2.5 ms ", 2.5)])
@@ -135,6 +138,8 @@ def test_a_dry_run_writes_nothing_and_prints_tables(folder, capsys):
         (["--nfe", "0"], "--nfe must be at least 1"),
         (["--nfe", "4", "--methods", "magic"], "no method named 'magic'"),
         (["--budget", "soon"], "a time above 0"),
+        (["--quality", "-1"], "--quality is a distance above 0"),
+        (["--quality", "nan"], "--quality is a distance above 0"),
         (["--nfe", "4", "--noises", "0"], "--noises must be at least 1"),
     ],
 )

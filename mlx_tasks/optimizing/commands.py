@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
     for name in ("batch", "iterations", "noises", "tries"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.quality is not None and not (math.isfinite(arguments.quality) and arguments.quality > 0):
+        raise DataError(f"--quality is a distance above 0, 0.02 for example, got {arguments.quality!r}")
     budget = milliseconds(arguments.budget) if arguments.budget else None
     bundle = read_bundle(arguments.model)
 

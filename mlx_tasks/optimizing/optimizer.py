@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -104,8 +105,10 @@ class Optimizer:
         The steps are doubled until it holds, so that long runs, which are dear to search, are looked at last.  The
         error falls with the steps but for noise, which is what bisection takes for granted; the outcome found is
         itself measured, and so is the next smaller one, which misses.
-        Raises: DataError where `most` steps miss it too, with the error they have.
+        Raises: DataError for a quality that is none, or where `most` steps miss it too, with the error they have.
         """
+        if not (math.isfinite(quality) and quality > 0):
+            raise DataError(f"a quality is a distance above 0, 0.02 for example, got {quality!r}")
         low, high = 0, 1  # low misses
         while self.at(high).best["high"] > quality:
             if high >= most:
