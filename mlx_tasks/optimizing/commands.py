@@ -63,8 +63,9 @@ def _optimize(arguments: argparse.Namespace) -> int:
     for name in ("batch", "iterations", "noises", "tries"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.quality is not None and not (math.isfinite(arguments.quality) and arguments.quality > 0):
-        raise DataError(f"--quality is a distance above 0, 0.02 for example, got {arguments.quality!r}")
+    quality: float = 1.0 if arguments.quality is None else arguments.quality
+    if not (math.isfinite(quality) and quality > 0):
+        raise DataError(f"--quality is a distance above 0, 0.02 for example, got {quality!r}")
     budget = milliseconds(arguments.budget) if arguments.budget else None
     bundle = read_bundle(arguments.model)
 
@@ -90,7 +91,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     if steps is not None and steps > MOST_STEPS:
         tell(f"{steps} steps would fit; beyond {MOST_STEPS} no grid is searched")
         steps = MOST_STEPS
-    outcome = optimizer.at(steps) if steps is not None else optimizer.fewest(arguments.quality)
+    outcome = optimizer.at(steps) if steps is not None else optimizer.fewest(quality)
     before = {"solver": bundle.sampler.solver, "timesteps": list(bundle.sampler.timesteps), "nfe": bundle.sampler.nfe}
     told = {
         "goal": {"nfe": arguments.nfe, "budget_ms": budget, "quality": arguments.quality},
