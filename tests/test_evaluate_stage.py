@@ -349,6 +349,26 @@ def test_the_winner_is_the_fastest_within_the_bests_interval():
         choose_winner(rows[:1] + rows[5:])
 
 
+def test_latency_does_not_decide_where_another_trusted_metric_tells_the_candidate_from_the_best():
+    rows = [
+        _scored("best", "student", 0.05, 0.07, 20.0),
+        _scored("equal", "student", 0.06, 0.08, 9.0),
+        _scored("coarse", "searched", 0.06, 0.08, 5.0),
+        _scored("unsure", "searched", 0.06, 0.08, 7.0),
+    ]
+    precision = {"best": (0.8, 0.04), "equal": (0.78, 0.04), "coarse": (0.4, 0.04), "unsure": (0.6, 0.3)}
+    for row in rows:
+        value, arm = precision[row["candidate"]]
+        row["metrics"]["precision"] = {"value": value, "low": value - arm, "high": value + arm}
+        row["metrics"]["c2st_p_value"] = {"value": 0.1, "low": None, "high": None}
+    judged = {name: {"trusted": True} for name in ("frechet_distance", "precision", "c2st_p_value", "recall")}
+    found = choose_winner(rows, sanity=judged)
+    assert found["candidate"] == "unsure" and found["set_aside"] == {"coarse": ["precision"]}
+    assert found["eligible"] == ["best", "equal", "unsure"]
+    judged["precision"]["trusted"] = False
+    assert choose_winner(rows, sanity=judged)["candidate"] == "coarse"
+
+
 def test_the_metric_that_decides_is_named_and_another_one_can():
     rows = [_scored("a", "student", 0.2, 0.3, 1.0), _scored("b", "student", 0.1, 0.15, 2.0)]
     for row, value in zip(rows, (0.5, 0.9), strict=True):

@@ -68,7 +68,7 @@ def run(context: StageContext) -> None:
 
     sanity = check_ladder(rows)
     metric, why = deciding_metric(sanity)
-    winner = choose_winner(rows, metric) | {"because": why}
+    winner = choose_winner(rows, metric, sanity) | {"because": why}
     by_name = {candidate.name: candidate for candidate in candidates}
     best_teacher = min(
         (row for row in rows if row["kind"] == "teacher"),
