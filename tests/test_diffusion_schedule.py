@@ -46,10 +46,12 @@ def test_a_written_config_reads_back_and_opens_in_diffusers(curve):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "rescale_betas_zero_snr needs"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas must hold 1000 numbers, got 2"),
+        ({"trained_betas": [0.1, 1.0], "num_train_timesteps": 2}, "above 0 and below 1"),
+        ({"trained_betas": 3}, "no number"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
         ({"num_train_timesteps": 1}, "num_train_timesteps"),
@@ -60,6 +62,42 @@ def test_a_written_config_reads_back_and_opens_in_diffusers(curve):
 def test_what_cannot_be_represented_is_refused_by_name(change, named):
     with pytest.raises(DataError, match=named.replace("[", r"\[")):
         NoiseSchedule.from_config(NoiseSchedule.cosine().to_config() | change)
+
+
+@pytest.mark.parametrize("timesteps", [1000, 50])
+def test_the_sigmoid_table_is_diffusers(timesteps):
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(beta_schedule="sigmoid", num_train_timesteps=timesteps).alphas_cumprod
+    ours = NoiseSchedule(beta_schedule="sigmoid", num_train_timesteps=timesteps, prediction_type="epsilon")
+    np.testing.assert_allclose(ours.alpha_bar, theirs.numpy(), rtol=2e-6)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_zero_terminal_snr_is_diffusers_and_keeps_the_first_timestep(curve):
+    from diffusers import DDIMScheduler
+
+    ours = NoiseSchedule(beta_schedule=curve, rescale_betas_zero_snr=True)
+    theirs = DDIMScheduler.from_config(ours.to_config()).alphas_cumprod.numpy()
+    assert theirs[-1] == 0.0 and ours.alpha_bar[-1] <= 2.0**-24 and ours.sigmas[-1] >= 4095
+    np.testing.assert_allclose(ours.alpha_bar[:-1], theirs[:-1], rtol=1e-3, atol=1e-9)
+    assert np.all(np.diff(ours.sigmas) > 0)
+    assert ours.alpha_bar[0] == pytest.approx(NoiseSchedule(beta_schedule=curve).alpha_bar[0], rel=1e-6)
+    assert NoiseSchedule.from_config(ours.to_config()) == ours
+
+
+def test_a_schedule_of_any_shape_is_kept_as_betas():
+    from diffusers import DDIMScheduler
+
+    wanted = 1.0 / (1.0 + np.exp(np.linspace(-9.0, 7.0, 300)))
+    ours = NoiseSchedule.from_alpha_bar(wanted)
+    np.testing.assert_allclose(ours.alpha_bar, wanted, rtol=1e-4)
+    assert NoiseSchedule.from_config(ours.to_config()) == ours and hash(ours)
+    theirs = DDIMScheduler.from_config(ours.to_config()).alphas_cumprod.numpy()
+    np.testing.assert_allclose(ours.alpha_bar, theirs, rtol=2e-6)
+    for wrong in ([0.5], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [[0.5, 0.4]]):
+        with pytest.raises(DataError, match="fall strictly inside"):
+            NoiseSchedule.from_alpha_bar(wrong)
 
 
 @pytest.mark.parametrize("curve", CURVES)

@@ -5,7 +5,7 @@ x_t = alpha * x0 + std * eps,  alpha = sqrt(alpha_bar),  std = sqrt(1 - alpha_ba
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
@@ -13,15 +13,19 @@ from typing import Any, Literal, cast, get_args
 import mlx.core as mx
 import numpy as np
 
+from mlx_tasks.diffusion import parameterization
+from mlx_tasks.diffusion.betas import (
+    BetaSchedule,
+    alpha_bar_from_betas,
+    betas,
+    betas_from_alpha_bar,
+    zero_terminal_snr,
+)
 from mlx_tasks.errors import DataError
 
-BetaSchedule = Literal["squaredcos_cap_v2", "linear", "scaled_linear"]
 PredictionType = Literal["v_prediction", "epsilon", "sample"]
 
-_MAX_BETA = 0.999  # diffusers' cap, which keeps the last alpha_bar above zero
 _UNSUPPORTED = {
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
     "use_flow_sigmas": False,
     "use_dynamic_shifting": False,
 }
@@ -29,13 +33,15 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A discrete variance-preserving schedule, equal when its parameters are.
+    """A discrete variance-preserving schedule, equal when its parameters are; a `frames.Frame`.
 
     Attributes:
         num_train_timesteps: T; timesteps run from 0 (least noise) to T - 1.
         beta_schedule: diffusers' name of the betas' curve.
         beta_start, beta_end: ends of the linear curves; the cosine one takes none.
         prediction_type: what the network that was trained with it predicts.
+        rescale_betas_zero_snr: whether the last timestep is made pure noise (`betas.zero_terminal_snr`).
+        trained_betas: (T,) betas of any other shape, which stand in place of beta_schedule.
     """
 
     num_train_timesteps: int = 1000
@@ -43,14 +49,41 @@ class NoiseSchedule:
     beta_start: float = 0.0001
     beta_end: float = 0.02
     prediction_type: PredictionType = "v_prediction"
+    rescale_betas_zero_snr: bool = False
+    trained_betas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 2:
             raise DataError(f"num_train_timesteps must be at least 2, got {self.num_train_timesteps}")
         _choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         _choice("prediction_type", self.prediction_type, get_args(PredictionType))
-        if self.beta_schedule != "squaredcos_cap_v2" and not 0 < self.beta_start <= self.beta_end < 1:
+        if self.trained_betas is not None:
+            self._check_trained_betas(self.trained_betas)
+        elif self.beta_schedule != "squaredcos_cap_v2" and not 0 < self.beta_start <= self.beta_end < 1:
             raise DataError(f"0 < beta_start <= beta_end < 1 must hold, got {self.beta_start} and {self.beta_end}")
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise DataError(
+                "rescale_betas_zero_snr needs prediction_type 'v_prediction' or 'sample': from pure noise, a network "
+                "that predicts eps says nothing about the image"
+            )
+
+    def _check_trained_betas(self, values: Sequence[float]) -> None:
+        object.__setattr__(self, "trained_betas", tuple(float(beta) for beta in values))
+        if len(values) != self.num_train_timesteps:
+            raise DataError(f"trained_betas must hold {self.num_train_timesteps} numbers, got {len(values)}")
+        if not all(0.0 < beta < 1.0 for beta in values):
+            raise DataError("trained_betas must lie above 0 and below 1")
+
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar: Sequence[float] | np.ndarray) -> NoiseSchedule:
+        """A schedule of any shape, with v-prediction: alpha_bar (T,) falling strictly inside (0, 1).
+
+        Raises: DataError for another shape.
+        """
+        table = np.asarray(alpha_bar, dtype=np.float64)
+        if table.ndim != 1 or len(table) < 2 or not (table[0] < 1.0 and table[-1] > 0.0 and np.all(np.diff(table) < 0)):
+            raise DataError("alpha_bar must be two or more numbers that fall strictly inside (0, 1)")
+        return cls(num_train_timesteps=len(table), trained_betas=tuple(betas_from_alpha_bar(table).tolist()))
 
     @classmethod
     def cosine(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
@@ -80,6 +113,8 @@ class NoiseSchedule:
                 beta_start=float(scheduler_config.get("beta_start", 0.0001)),
                 beta_end=float(scheduler_config.get("beta_end", 0.02)),
                 prediction_type=scheduler_config.get("prediction_type", "epsilon"),
+                rescale_betas_zero_snr=bool(scheduler_config.get("rescale_betas_zero_snr", False)),
+                trained_betas=scheduler_config.get("trained_betas"),
             )
         except (TypeError, ValueError) as error:
             if isinstance(error, DataError):
@@ -94,26 +129,30 @@ class NoiseSchedule:
             "beta_schedule": self.beta_schedule,
             "beta_start": self.beta_start,
             "beta_end": self.beta_end,
-            "trained_betas": None,
+            "trained_betas": None if self.trained_betas is None else list(self.trained_betas),
             "prediction_type": self.prediction_type,
             "timestep_spacing": "trailing",
             "steps_offset": 0,
             "set_alpha_to_one": True,
             "clip_sample": False,
             "thresholding": False,
-            "rescale_betas_zero_snr": False,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
         }
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
         """(T,) float64, falling: the product of 1 - beta up to each timestep.
 
-        The values are rounded to float32 where diffusers rounds them (near t = 0 that moves sigma by up to 1e-3), so
-        that a timestep means the same noise in both: to the bit for the cosine, to float32's last one for the others.
+        A timestep means the same noise as in diffusers: to the bit for the cosine, to float32's last one for others.
         """
-        betas = _betas(self).astype(np.float32)
-        kept = np.float32(1.0) - betas
-        table = np.cumprod(kept.astype(np.float64)).astype(np.float32).astype(np.float64)
+        curve = self.trained_betas
+        if curve is None:
+            named = betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        else:
+            named = np.asarray(curve)
+        table = alpha_bar_from_betas(named)
+        if self.rescale_betas_zero_snr:
+            table = zero_terminal_snr(table)
         table.flags.writeable = False
         return table
 
@@ -150,6 +189,21 @@ class NoiseSchedule:
         sigma = self.sigma_from_t(t)
         return sigma / np.sqrt(1.0 + sigma**2)
 
+    def input_scale(self, sigma: Any) -> Any:
+        """alpha: what brings x0 + sigma * eps to the unit variance that the network sees (`frames.Frame`)."""
+        return 1.0 / (1.0 + sigma * sigma) ** 0.5
+
+    def x0_from_output(self, output: mx.array, x: mx.array, sigma: Any) -> mx.array:
+        """x0 from what the network predicts at x = x0 + sigma * eps (B, H, W, C)."""
+        match self.prediction_type:
+            case "v_prediction":
+                alpha = self.input_scale(sigma)
+                return parameterization.x0_from_v(alpha * x, output, alpha, sigma * alpha)
+            case "epsilon":
+                return x - sigma * output
+            case _:
+                return output
+
     @cached_property
     def _mlx_tables(self) -> tuple[mx.array, mx.array]:
         table = self.alpha_bar
@@ -171,17 +225,6 @@ class NoiseSchedule:
     @cached_property
     def _log_sigmas(self) -> np.ndarray:
         return np.log(self.sigmas)
-
-
-def _betas(schedule: NoiseSchedule) -> np.ndarray:
-    """(T,) betas of the named curve."""
-    count = schedule.num_train_timesteps
-    if schedule.beta_schedule == "squaredcos_cap_v2":
-        curve = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        return np.array([min(1 - curve[i + 1] / curve[i], _MAX_BETA) for i in range(count)])
-    if schedule.beta_schedule == "linear":
-        return np.linspace(schedule.beta_start, schedule.beta_end, count)
-    return np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, count) ** 2
 
 
 def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:

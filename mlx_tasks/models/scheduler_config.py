@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlx_tasks.diffusion.betas import betas_from_alpha_bar
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.samplers.solvers import SOLVERS
 
@@ -31,9 +32,12 @@ def scheduler_config(schedule: NoiseSchedule, sampler: Sampler) -> dict[str, Any
     DPM-Solver++(2M) on the nearest whole timesteps.
     """
     shared = {key: value for key, value in schedule.to_config().items() if key in _SHARED}
+    zero_snr = schedule.rescale_betas_zero_snr
     if sampler.solver == "heun":
         # "leading" spacing only sets the start to noise * sqrt(1 + sigma^2), as ours is.
         own = {"_class_name": "HeunDiscreteScheduler", "timestep_spacing": "leading", "clip_sample": False}
+        if zero_snr:  # this class has no such key; the same table can be given
+            shared["trained_betas"] = betas_from_alpha_bar(schedule.alpha_bar).tolist()
         return {**shared, **own, "use_karras_sigmas": False}
     if sampler.solver == "ddim" and sampler.timesteps == ddim_timesteps(schedule, len(sampler.timesteps)):
         return {**schedule.to_config(), "_class_name": "DDIMScheduler", "clip_sample_range": 1.0}
@@ -49,7 +53,7 @@ def scheduler_config(schedule: NoiseSchedule, sampler: Sampler) -> dict[str, Any
         "thresholding": False,
         "use_karras_sigmas": False,
         "timestep_spacing": "trailing",
-        "rescale_betas_zero_snr": False,
+        "rescale_betas_zero_snr": zero_snr,
     }
 
 

@@ -57,6 +57,7 @@ def step(
     *,
     order: int = 2,
     predict: Literal["x0", "eps"] = "x0",
+    groups: Sequence[int] | None = None,
 ) -> tuple[mx.array, Group]:
     """From the group's start to sigma_next with the outputs of all its points so far, h from the start:
 
@@ -64,9 +65,13 @@ def step(
           x' = exp(-h) x_s - [g D0 + (g/z - 1) D1]           (order 3),
     eps:  x' = x_s - sigma' [the same with z = h].
     D0 is the output at the group's start, D1 the slope in half_log_snr, times h, to its newest point.
+    groups: the order of every interval, where it is not the automatic choice: 1 starts a group.
     Source: Lu et al. 2022a, Algorithms 1 and 2 (the inner points are the grid's); Lu et al. 2022b, Algorithm 1.
     """
-    group = state if isinstance(state, Group) else Group(group_orders(state[0], order, state[1]), 0, x, ())
+    if isinstance(state, Group):
+        group = state
+    else:
+        group = Group(tuple(groups or group_orders(state[0], order, state[1])), 0, x, ())
     rank = group.orders[group.index]
     denoised = denoise(x, sigma)
     output = denoised if predict == "x0" else (x - denoised) / sigma

@@ -91,7 +91,7 @@ def sample(
             raise SamplerDivergedError(index, sigma)
         if callback is not None and counted.first is not None:
             callback(index, sigma, counted.first)
-    return Samples(x, counted.calls * counted.evaluations)
+    return Samples(x, counted.evaluations)
 
 
 def check_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -111,12 +111,13 @@ class _Counted:
 
     def __init__(self, denoise: Callable[[mx.array, float], mx.array]) -> None:
         self._denoise = denoise
-        self.evaluations: int = getattr(denoise, "evaluations", 1)
-        self.calls = 0
+        most: int = getattr(denoise, "evaluations", 1)
+        self._cost: Callable[[float], int] = getattr(denoise, "evaluations_at", lambda sigma: most)
+        self.evaluations = 0
         self.first: mx.array | None = None
 
     def __call__(self, x: mx.array, sigma: float) -> mx.array:
-        self.calls += 1
+        self.evaluations += self._cost(sigma)
         denoised = self._denoise(x, sigma)
         if self.first is None:
             self.first = denoised

@@ -12,7 +12,7 @@ from mlx_tasks.config import Model
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.samplers import network_denoiser
-from mlx_tasks.samplers.from_diffusers import plan_from_config
+from mlx_tasks.samplers.following import CLASSES, plan_from_config
 from mlx_tasks.samplers.noise import normal, split
 
 NOISE = mx.random.normal((3, 4, 4, 1), key=mx.random.key(0))
@@ -20,11 +20,18 @@ KEY = mx.random.key(5)
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
+PLAIN = {key: value for key, value in SCALED.items() if key != "steps_offset"}
 SPACINGS = ("linspace", "leading", "trailing")
 SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 LOW_END = {**SCALED, "final_sigmas_type": "sigma_min"}
 EULERS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
 DPM, UNIPC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
+SINGLE, LCM = "DPMSolverSinglestepScheduler", "LCMScheduler"
+FLOW_EULER, FLOW_HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
+EDM_EULER, EDM_DPM = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
+ZERO_SNR = {**SCALED, "steps_offset": 0, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.2}
+TABLE = {"trained_betas": np.linspace(0.001, 0.03, 400).tolist(), "num_train_timesteps": 400}
 
 CASES = [
     *(("DDIMScheduler", {"clip_sample": False, **more}, n) for n in (4, 10) for more in (
@@ -54,6 +61,45 @@ CASES = [
       for spacing in ("linspace", "trailing")),
     *((DEIS, {"solver_order": order, "timestep_spacing": spacing, **SCALED}, n)
       for order in (1, 2, 3) for spacing, n in zip(SPACINGS, (8, 8, 18), strict=True)),
+    *((SINGLE, {"solver_order": order, "lower_order_final": lower, **more}, n)
+      for order in (1, 2, 3) for n in (6, 7, 8) for lower in (True, False)
+      for more in (PLAIN, {**PLAIN, "final_sigmas_type": "sigma_min"}, COSINE)),
+    *((SINGLE, {"algorithm_type": "dpmsolver", "solver_order": order, "lower_order_final": True, **PLAIN,
+               "final_sigmas_type": "sigma_min"}, 8) for order in (2, 3)),
+    (SINGLE, {"use_karras_sigmas": True, **PLAIN}, 7),
+    *((LCM, more, n) for n in (1, 4, 8) for more in (
+        {}, {"clip_sample": True, **COSINE}, {"original_inference_steps": 20}, {"timestep_scaling": 0.05},
+        {**ZERO_SNR, "timestep_scaling": 0.01},
+    )),
+    *((FLOW_EULER, more, 7) for more in (
+        {}, {"shift": 3.0}, {"shift": 0.5}, {"shift": 3.0, "shift_terminal": 0.1}, {"stochastic_sampling": True},
+        {"use_karras_sigmas": True}, {"use_exponential_sigmas": True, "shift": 2.0}, {"use_beta_sigmas": True},
+        {"num_train_timesteps": 500},
+    )),
+    *((FLOW_HEUN, {"shift": shift}, n) for shift in (1.0, 3.0) for n in (1, 6)),
+    *((DPM, {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift,
+             "solver_order": order}, 8) for shift in (1.0, 3.0) for order in (1, 2, 3)),
+    *((name, {"sigma_max": 20.0, **more}, 7) for name in (EDM_EULER, EDM_DPM) for more in (
+        {}, {"sigma_schedule": "exponential"}, {"sigma_data": 1.0, "rho": 5.0}, {"prediction_type": "v_prediction"},
+    )),
+    (EDM_DPM, {"solver_order": 3, "lower_order_final": False, **THRESHOLD}, 9),
+    *((name, {**ZERO_SNR, "timestep_spacing": "trailing", **more}, 8) for name, more in (
+        ("DDIMScheduler", {"clip_sample": False}), ("DDPMScheduler", {"clip_sample": False}),
+        ("EulerDiscreteScheduler", {}), ("EulerAncestralDiscreteScheduler", {}), (DPM, {}), (UNIPC, {}),
+        ("EulerDiscreteScheduler", {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}),
+        (DPM, {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}),
+    )),
+    *((name, {**more, **THRESHOLD}, 8) for name, more in (
+        ("DDIMScheduler", COSINE), ("DDPMScheduler", COSINE), (DPM, SCALED), (DPM, {"solver_order": 3, **SCALED}),
+        (SINGLE, PLAIN), (UNIPC, SCALED), (DEIS, SCALED), (LCM, {}),
+    )),
+    *((name, {**TABLE, **more}, 8) for name, more in (
+        ("DDIMScheduler", {"clip_sample": False}), ("EulerDiscreteScheduler", {}), (DPM, {}),
+        ("HeunDiscreteScheduler", {}),
+    )),
+    *(("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large", **more}, 8)
+      for more in ({}, {**SCALED, "steps_offset": 0})),
+    *(("DDPMScheduler", {"beta_schedule": "sigmoid", "clip_sample": False}, n) for n in (8, 20)),
 ]  # fmt: skip
 
 
@@ -86,14 +132,18 @@ def drawn_by_diffusers(monkeypatch, name, config, n, predict, noise, key=None):
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: torch.tensor(next(noises)))
     scheduler.set_timesteps(n)
-    x = torch.tensor(np.array(noise).transpose(0, 3, 1, 2)) * scheduler.init_noise_sigma
-    table = np.sqrt((1 - scheduler.alphas_cumprod.numpy()) / scheduler.alphas_cumprod.numpy()).astype(np.float64)
+    x = torch.tensor(np.array(noise).transpose(0, 3, 1, 2)) * getattr(scheduler, "init_noise_sigma", 1.0)
+    flow = "FlowMatch" in name or config.get("use_flow_sigmas")
+    if hasattr(scheduler, "alphas_cumprod"):
+        kept = np.maximum(scheduler.alphas_cumprod.numpy().astype(np.float64), 1e-14)
+        table = np.sqrt((1 - kept) / kept)
     for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t)
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         if hasattr(scheduler, "sigmas"):
             if scheduler.step_index is None:
                 scheduler._init_step_index(t)
             sigma = float(scheduler.sigmas[scheduler.step_index])
+            sigma = min(sigma / max(1.0 - sigma, 1e-9), 1e7) if flow else sigma
         else:
             sigma = float(table[int(t)])
         output = predict(scaled.numpy().transpose(0, 2, 3, 1).astype(np.float64), float(t), sigma)
@@ -102,8 +152,21 @@ def drawn_by_diffusers(monkeypatch, name, config, n, predict, noise, key=None):
     return x.numpy().transpose(0, 2, 3, 1)
 
 
-def closed_form(prediction_type):
-    """two_modes as a network that predicts what the config says."""
+def closed_form(name, config):
+    """two_modes as a network that predicts what the class and the config say."""
+    prediction_type = config.get("prediction_type", "epsilon")
+
+    def flow(scaled, _, sigma):
+        x = scaled * (1 + sigma)
+        x0 = two_modes(x, sigma)
+        return (x - x0) / sigma - x0
+
+    def edm(scaled, _, sigma):
+        data = config.get("sigma_data", 0.5)
+        total = sigma**2 + data**2
+        x = scaled * np.sqrt(total)
+        sign = -1 if prediction_type == "v_prediction" else 1
+        return sign * (two_modes(x, sigma) - data**2 / total * x) * np.sqrt(total) / (sigma * data)
 
     def predict(scaled, _, sigma):
         alpha = 1 / np.sqrt(1 + sigma**2)
@@ -112,14 +175,17 @@ def closed_form(prediction_type):
         eps = (x - x0) / sigma
         return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * alpha * x0}[prediction_type]
 
-    return predict
+    if name.startswith("EDM"):
+        return edm
+    return flow if "FlowMatch" in name or config.get("use_flow_sigmas") else predict
 
 
 @pytest.mark.parametrize("case", CASES, ids=in_words)
 def test_a_run_is_that_of_the_real_scheduler(case, monkeypatch):
     name, config, n = case
-    noisy = name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler") or "sde" in config.get("algorithm_type", "")
-    predict = closed_form(config.get("prediction_type", "epsilon"))
+    noisy = name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler", LCM) or config.get("stochastic_sampling")
+    noisy = noisy or "sde" in config.get("algorithm_type", "")
+    predict = closed_form(name, config)
     theirs = drawn_by_diffusers(monkeypatch, name, config, n, predict, NOISE, KEY if noisy else None)
     plan = plan_from_config({"_class_name": name, **config}, n)
     got = np.array(plan.sample(ours, NOISE, KEY if noisy else None).images)
@@ -155,7 +221,7 @@ def test_a_network_is_told_the_times_that_diffusers_tells_it(name, config, monke
         asked.append(float(t[0]))
         return network(x, t, labels)
 
-    got = plan.sample(network_denoiser(listening, plan.schedule, times=plan.times), NOISE)
+    got = plan.sample(network_denoiser(listening, plan.frame, times=plan.times), NOISE)
     np.testing.assert_allclose(asked, told, atol=2e-2 if any(v != round(v) for v in told) else 1e-6)
     np.testing.assert_allclose(np.array(got.images), theirs, atol=1e-4 * max(1.0, np.abs(theirs).max()))
     assert got.nfe == len(told)
@@ -166,7 +232,7 @@ def test_ddims_eta(eta, monkeypatch):
     config = {**COSINE, "clip_sample": False}
     real = diffusers.DDIMScheduler.step
     monkeypatch.setattr(diffusers.DDIMScheduler, "step", lambda self, o, t, x: real(self, o, t, x, eta=eta))
-    theirs = drawn_by_diffusers(monkeypatch, "DDIMScheduler", config, 10, closed_form("v_prediction"), NOISE, KEY)
+    theirs = drawn_by_diffusers(monkeypatch, "DDIMScheduler", config, 10, closed_form("", config), NOISE, KEY)
     plan = plan_from_config({"_class_name": "DDIMScheduler", **config}, 10, eta=eta)
     np.testing.assert_allclose(np.array(plan.sample(ours, NOISE, KEY).images), theirs, atol=1e-4)
 
@@ -176,8 +242,22 @@ def test_ddims_eta(eta, monkeypatch):
     [
         ({"_class_name": "PNDMScheduler"}, "scheduler class 'PNDMScheduler' is not supported; there are: DDIM"),
         ({"_class_name": "EulerDiscreteScheduler", "rho": 7}, "key 'rho' of EulerDiscreteScheduler is not supported"),
-        ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding=True of DDIMScheduler is not supported"),
-        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr needs"),
+        ({"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True}, "key 'rescale_betas_zero_snr' of"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type='learned'"),
+        (
+            {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "steps_offset": 1},
+            "where the last timestep is 0",
+        ),
+        (
+            {"_class_name": SINGLE, "algorithm_type": "sde-dpmsolver++"},
+            "of DPMSolverSinglestepScheduler is not supported",
+        ),
+        ({"_class_name": LCM, "original_inference_steps": 5}, "n <= original_inference_steps <= 1000"),
+        ({"_class_name": FLOW_EULER, "use_dynamic_shifting": True}, "needs mu"),
+        ({"_class_name": FLOW_EULER, "invert_sigmas": True}, "invert_sigmas=True"),
+        ({"_class_name": EDM_EULER, "final_sigmas_type": "sigma_min"}, "final_sigmas_type='sigma_min'"),
+        ({"_class_name": EDM_EULER, "sigma_min": 0}, "0 < sigma_min < sigma_max"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}, "leave diffusers' own grid"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"}, "solver_type='heun'"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "at 0 diffusers gives no numbers"),
@@ -196,7 +276,7 @@ def test_ddims_eta(eta, monkeypatch):
             {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True},
             "only one of use_karras_sigmas",
         ),
-        ({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        ({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
     ],
 )
 def test_what_is_not_followed_is_named(config, message):
@@ -204,10 +284,22 @@ def test_what_is_not_followed_is_named(config, message):
         plan_from_config(config, 7)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_dynamic_shifting_takes_the_resolutions_shift(kind, monkeypatch):
+    config = {"use_dynamic_shifting": True, "time_shift_type": kind}
+    real = diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps
+    monkeypatch.setattr(
+        diffusers.FlowMatchEulerDiscreteScheduler, "set_timesteps", lambda self, n: real(self, n, mu=0.8)
+    )
+    theirs = drawn_by_diffusers(monkeypatch, FLOW_EULER, config, 6, closed_form(FLOW_EULER, config), NOISE)
+    plan = plan_from_config({"_class_name": FLOW_EULER, **config}, 6, mu=0.8)
+    np.testing.assert_allclose(np.array(plan.sample(ours, NOISE).images), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_config_that_diffusers_saves_is_read_whole(name, tmp_path):
-    getattr(diffusers, name)(clip_sample=False).save_pretrained(tmp_path) if name == "DDIMScheduler" else getattr(
-        diffusers, name
-    )().save_pretrained(tmp_path)
+    kept = {"final_sigmas_type": "zero"} if name == SINGLE else {}
+    getattr(diffusers, name)(**kept).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "scheduler_config.json").read_text())
-    assert plan_from_config(config, 8).sigmas[0] > plan_from_config(config, 8).sigmas[-1]
+    plan = plan_from_config(config, 8)
+    assert len(plan.timesteps) == 8 and plan.sigmas[0] > plan.sigmas[-1]
