@@ -147,7 +147,8 @@ class QualityGuidedSampler:
             x, state = dpm_multistep.step(run, x, state, self.sigmas[step - 1], self.sigmas[step], None, order=2)
             estimate = state.past[0][1]
             mx.eval(x, estimate)
-            nfe[rows] += getattr(run, "evaluations", 1)
+            cost = getattr(run, "evaluations_at", lambda _: 1)
+            nfe[rows] += cost(self.sigmas[step - 1])
             done = np.full(len(rows), step == most)
             if before is not None:
                 expected[rows] = self.expected(step, _rms(np.array(estimate) - np.array(before)))

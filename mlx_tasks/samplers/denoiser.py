@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_tasks.diffusion import guidance as guiding
 from mlx_tasks.diffusion.frames import Frame
 from mlx_tasks.diffusion.guidance import Guidance
+from mlx_tasks.diffusion.parameterization import per_image
 
 Network = Callable[..., mx.array]
 """model(x (B, H, W, C), t (B,), class_labels (B,) | None) -> (B, H, W, C)."""
@@ -36,7 +37,7 @@ class Denoise(Protocol):
 class NetworkDenoiser:
     """A network as a `Denoise`; made by `network_denoiser`.
 
-    sigma may be an MLX scalar, through which gradients flow to it.
+    sigma may be an MLX scalar, through which gradients flow to it, or (B,), a level for each image.
     """
 
     model: Network
@@ -56,18 +57,19 @@ class NetworkDenoiser:
         """Network evaluations of one call at a noise level."""
         return self.guidance.evaluations_at(sigma)
 
-    def __call__(self, x: mx.array, sigma: float) -> mx.array:
+    def __call__(self, x: mx.array, sigma: Any) -> mx.array:
         """The network's x0 estimate, guided if asked. It sees x in its own frame, and the timestep."""
         told = None if self.times is None or isinstance(sigma, mx.array) else self.times.get(sigma)
         t: Any = self.frame.t_from_sigma(sigma) if told is None else told
         t = t if isinstance(t, mx.array) else mx.array(float(t))
-        scaled = self.frame.input_scale(sigma) * x
-        x0 = self.frame.x0_from_output(self._guided(scaled, t, self.guidance.scale_at(sigma)), x, sigma)
+        level = per_image(sigma, x) if isinstance(sigma, mx.array) and sigma.ndim else sigma
+        scaled, times = self.frame.input_scale(level) * x, mx.broadcast_to(t, (len(x),))
+        x0 = self.frame.x0_from_output(self._guided(scaled, times, self.guidance.scale_at(level)), x, level)
         quantile = self.guidance.dynamic_threshold
         return x0 if quantile is None else guiding.threshold(x0, quantile, self.guidance.threshold_max)
 
     def _guided(self, x: mx.array, t: mx.array, scale: Any) -> mx.array:
-        """The network's output at x (B, ...) in its own frame."""
+        """The network's output at x (B, ...) in its own frame, at t (B,)."""
         single = not isinstance(scale, mx.array)
         if single and scale == 1.0:
             return self._worse_or_better(x, t, better=True)
@@ -76,7 +78,7 @@ class NetworkDenoiser:
         if self.guide is None and self.guidance.batched:
             assert self.labels is not None and self.empty is not None, "network_denoiser checks this"
             labels = mx.concatenate([self.labels, self.empty])
-            both = self.model(mx.concatenate([x, x]), mx.broadcast_to(t, (2 * len(x),)), labels)
+            both = self.model(mx.concatenate([x, x]), mx.concatenate([t, t]), labels)
             better, worse = both[: len(x)], both[len(x) :]
         else:
             better, worse = (self._worse_or_better(x, t, better=which) for which in (True, False))
@@ -85,10 +87,9 @@ class NetworkDenoiser:
         return guided if amount == 0.0 else guiding.rescaled(guided, better, amount)
 
     def _worse_or_better(self, x: mx.array, t: mx.array, *, better: bool) -> mx.array:
-        times = mx.broadcast_to(t, (len(x),))
         if better:
-            return self.model(x, times, self.labels)
-        return self.model(x, times, self.empty) if self.guide is None else self.guide(x, times, self.labels)
+            return self.model(x, t, self.labels)
+        return self.model(x, t, self.empty) if self.guide is None else self.guide(x, t, self.labels)
 
 
 def network_denoiser(
