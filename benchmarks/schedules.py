@@ -30,12 +30,13 @@ from mlx_tasks.learned_steps.methods import Effort, find_steps  # noqa: E402
 from mlx_tasks.models.bundle import Bundle, read_bundle  # noqa: E402
 from mlx_tasks.rl import tuning  # noqa: E402
 from mlx_tasks.rl.comparison import METHODS, PPO, compare  # noqa: E402
+from mlx_tasks.rl.environment import StepGridEnv  # noqa: E402
 from mlx_tasks.rl.plain_search import Found  # noqa: E402
 from mlx_tasks.rl.policy import greedy_episode  # noqa: E402
 from mlx_tasks.rl.ppo import PpoOptions  # noqa: E402
 from mlx_tasks.rl.problem import Problem, bundle_problem  # noqa: E402
 from mlx_tasks.samplers.grids import grid_from_timesteps  # noqa: E402
-from mlx_tasks.stages.tune import SELECTION_BATCHES, SOLVER, TUNING_BATCHES  # noqa: E402
+from mlx_tasks.stages.tune import SELECTION_BATCHES, SOLVER, TUNING_BATCHES, best_tuned  # noqa: E402
 
 QUESTION = "Which way of choosing the steps is best, and at what cost?"
 
@@ -48,34 +49,42 @@ def one_seed(bundle: Bundle, tune: Tune, seed: int) -> list[dict[str, Any]]:
         purpose: bundle_problem(bundle, SOLVER, seed, purpose, count, tune.batch_size, tune.reference_steps)[0]
         for purpose, count in counts.items()
     }
+    effort = Effort(tune.search_evaluations, tune.gradient_iterations, seed)
+    every = {
+        budget: dict(find_steps(problems["tuning"], problems["selection"], budget, tune.methods, effort))
+        for budget in tune.nfe_budgets
+    }
+    start = {budget: best_tuned(found) for budget, found in every.items()}
     policy, cost = None, (0, 0.0)
     if PPO in tune.methods:
-        options = PpoOptions(steps=tune.ppo_steps, num_envs=tune.num_envs, seed=seed)
+        options = PpoOptions(steps=tune.ppo_steps, num_envs=tune.num_envs, seed=seed, patience=tune.ppo_patience)
         learner = tuning.make_learner(
-            problems["tuning"], problems["selection"], tune.nfe_budgets, tune.speed_weight, options
+            problems["tuning"], problems["selection"], tune.nfe_budgets, tune.speed_weight, options, start=start
         )
         history = list(learner.iterate())
         policy, cost = learner.best, (history[-1].evaluations, sum(record.seconds for record in history))
     rows = []
-    effort = Effort(tune.search_evaluations, tune.gradient_iterations, seed)
-    for budget in tune.nfe_budgets:
-        found = dict(find_steps(problems["tuning"], problems["selection"], budget, tune.methods, effort))
+    for budget, found in every.items():
         if policy is not None:
-            exported = tuning.export_grid(policy, problems["selection"], tune.nfe_budgets, budget)
+            exported = tuning.export_grid(policy, problems["selection"], tune.nfe_budgets, budget, start)
             found[PPO] = Found(grid_from_timesteps(bundle.schedule, exported.timesteps), 0.0, 1, *cost)
         methods, verdict = compare(problems["test"], budget, found, seed)
         print(f"seed {seed}, {budget} steps: {verdict.text}", flush=True)
         rows += [{"budget": budget, "grid": name, **row, "kept": name == verdict.kept} for name, row in methods.items()]
         if policy is not None:
             rows.append(
-                {"budget": budget, "grid": "ppo_state", **_state_conditioned(policy, problems["test"], budget, tune)}
+                {
+                    "budget": budget,
+                    "grid": "ppo_state",
+                    **_state_conditioned(policy, problems["test"], budget, tune, start),
+                }
             )
     return rows
 
 
-def _state_conditioned(policy: Any, test: Problem, budget: int, tune: Tune) -> dict[str, Any]:
+def _state_conditioned(policy: Any, test: Problem, budget: int, tune: Tune, start: Any) -> dict[str, Any]:
     """PPO choosing by what it sees of each batch of the test, as it was trained to."""
-    environment = tuning.StepGridEnv(test, tune.nfe_budgets, tune.speed_weight)
+    environment = StepGridEnv(test, tune.nfe_budgets, tune.speed_weight, start=start)
     infos = [greedy_episode(policy, environment, {"budget": budget, "task": i})[1] for i in range(len(test.tasks))]
     errors = [info["error"] for info in infos]
     return {

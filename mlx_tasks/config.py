@@ -227,6 +227,11 @@ class Tune(Branch):
         default=(4, 6, 8), min_length=1, description="Network evaluations a sample may cost."
     )
     ppo_steps: int = Field(default=2048, ge=16, description="Environment steps PPO learns from, over all budgets.")
+    ppo_patience: int | None = Field(
+        default=8,
+        ge=1,
+        description="Iterations of PPO without a gain after which it ends; null: it takes all its steps.",
+    )
     num_envs: int = Field(default=4, ge=1, description="Environments side by side.")
     batch_size: int = Field(default=16, ge=1, description="Noises in one episode.")
     reference_steps: int = Field(default=64, ge=8, description="Steps of the many-step result that is the truth.")

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_tasks.errors import DataError
+from mlx_tasks.rl.control_environment import CONTROL_ENVIRONMENT_ID, SamplerControlEnv
 from mlx_tasks.rl.environment import ENVIRONMENT_ID, StepGridEnv
 from mlx_tasks.rl.levels import default_fraction, median_grid, next_timestep
 from mlx_tasks.rl.problem import Problem, Task, endpoint_errors, noise_seed, reference_grid
-from mlx_tasks.samplers.grids import grid_from_timesteps, uniform_grid
+from mlx_tasks.samplers.grids import grid_from_timesteps, log_snr_grid, uniform_grid
 
 ACTIONS = st.floats(allow_nan=False)
 
@@ -187,3 +188,99 @@ def test_errors_are_root_mean_squares_of_each_image():
 def test_purposes_share_no_noise():
     seeds = {noise_seed(seed, purpose) for seed in range(50) for purpose in ("tuning", "selection", "test")}
     assert len(seeds) == 150
+
+
+def test_action_zero_follows_the_start_grid():
+    start = {4: (900, 610, 222, 31), 6: uniform_grid(SCHEDULE, 6).timesteps}
+    environment = StepGridEnv(gaussian_problem(7), (4, 6), start=start)
+    for budget, grid in start.items():
+        assert tuple(episode(environment, [(0, 0)], budget=budget)[2]["timesteps"]) == tuple(grid)
+
+
+@pytest.mark.parametrize(("reward", "per_step"), [("quality", 0.0), ("speed", 0.0), ("hybrid", -0.3)])
+def test_rewards_are_those_of_the_table(reward, per_step):
+    environment = StepGridEnv(gaussian_problem(3), (4,), speed_weight=0.3, reward=reward)
+    _, rewards, info = episode(environment, [(0.3, -1), (0.5, -1), (0.5, 1)])
+    final = math.log(info["uniform_error"] / info["error"]) if reward != "speed" else (
+        0.25 if info["error"] <= info["uniform_error"] else -1.0
+    )  # fmt: skip
+    assert rewards == pytest.approx([per_step, per_step, per_step + final])
+
+
+def test_speed_pays_for_what_is_left_only_where_the_image_is_as_good():
+    levels = (*log_snr_grid(SCHEDULE, 6, t_first=950, t_last=90).timesteps, 20, 0)
+    environment = StepGridEnv(gaussian_problem(3), (8,), reward="speed", start={8: levels})
+    assert sum(episode(environment, [(0, 1)])[1]) == -1.0  # one evaluation of pure noise
+    _, rewards, info = episode(environment, [(0, -1)] * 5 + [(0, 1)])
+    assert info["error"] < info["uniform_error"] and sum(rewards) == pytest.approx(1 - 6 / 8)
+
+
+def test_leaving_the_range_or_collapsing_earns_less_than_doing_nothing():
+    """Attempts at the reward: every image the mean image, one step, extreme levels; and a search over all actions."""
+    problem = gaussian_problem(12, batches=1, batch_size=32)
+    environment = StepGridEnv(problem, (5,), reward="quality")
+    truth = problem.tasks[0].truth
+
+    def attempt(actions):
+        _, rewards, _ = episode(environment, actions, budget=5, task=0)
+        images = np.array(environment._estimate)
+        spread = images.std(axis=0).mean() / truth.std(axis=0).mean()
+        return sum(rewards), spread, np.abs(images).max() / np.abs(truth).max()
+
+    honest = attempt([(0, 0)])
+    collapsed = attempt([(-1, 0)])  # all levels near pure noise: the estimate is the mean image
+    at_once = attempt([(0, 1)])
+    assert collapsed[1] < 0.5 and collapsed[0] < honest[0] - 1 and at_once[0] < honest[0] - 1
+    rng = np.random.default_rng(0)
+    tried = [attempt([(a, 0) for a in rng.uniform(-1, 1, 5)]) for _ in range(300)]
+    rewards, spreads, ranges = (np.array(column) for column in zip(*tried, strict=True))
+    best = rewards.argsort()[-10:]
+    assert (np.abs(spreads[best] - 1) < 0.1).all() and (ranges[best] < 1.1).all()
+    assert rewards[(spreads < 0.5) | (ranges > 1.5)].max(initial=-9) < honest[0]
+
+
+def guided_problem(seed):
+    """Guidance that doubles the estimate's distance from a worse one; the unguided branch costs half."""
+    problem = gaussian_problem(seed, batches=1)
+    task = problem.tasks[0]
+
+    class Guided(GaussianDenoiser):
+        evaluations = 2
+
+    return Problem(SCHEDULE, "dpmpp_2m", (Task(task.noise, Guided(), task.truth, GaussianDenoiser()),))
+
+
+def test_control_counts_what_guidance_costs_and_takes_the_orders_it_is_told():
+    problem = guided_problem(1)
+    environment = SamplerControlEnv(problem, (8,), reward="quality")
+    task = problem.tasks[0]
+    _, _, info = episode(environment, [(0, 0, 0, 1), (0, 0, 1, 1), (0, 0, -1, -1), (0, 0, 0, -1)])
+    assert info["guided"][:4] == [True, True, False, False] and info["orders"][:4] == [2, 3, 1, 2]
+    assert info["nfe"] == sum(1 + on for on in info["guided"]) == 8
+    assert task.denoise.calls >= 2 and task.unguided.calls >= 2
+    before = problem.meter.evaluations
+    _, _, info = episode(environment, [(0, 0, 0, -1)])
+    assert len(info["timesteps"]) == 8 == info["nfe"]
+    assert problem.meter.evaluations - before >= 8 * len(task.noise)
+    observations, _, _ = episode(environment, [(0, 0, 1, 1)])
+    assert observations[0].shape == (10,) and observations[1][8:].tolist() == [1.0, 1.0]
+
+
+def test_control_at_its_middle_is_the_plain_environment():
+    plain = StepGridEnv(gaussian_problem(4), (5,), reward="quality")
+    control = SamplerControlEnv(gaussian_problem(4), (5,), reward="quality")
+    one = episode(plain, [(0.2, 0), (-0.3, 0)], task=1)
+    two = episode(control, [(0.2, 0, 0, 0), (-0.3, 0, 0, 0)], task=1)
+    assert one[2]["timesteps"] == two[2]["timesteps"] and sum(one[1]) == pytest.approx(sum(two[1]))
+
+
+@pytest.mark.parametrize("problem", [gaussian_problem(0), guided_problem(0)])
+def test_both_checkers_pass_on_control(problem):
+    from gymnasium.utils.env_checker import check_env
+    from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+    environment = gym.make(CONTROL_ENVIRONMENT_ID, problem=problem, budgets=(2, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(environment.unwrapped, skip_render_check=True)
+        check_env_sb3(environment.unwrapped)

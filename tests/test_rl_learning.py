@@ -173,6 +173,36 @@ def test_killed_learning_goes_on_to_the_same_policy(tmp_path):
     assert other.history[0].number == 1  # checkpoints of other params are not taken
 
 
+def test_learning_ends_when_it_gains_no_more():
+    patient = Learner(Target, PpoOptions(steps=2048, num_envs=4, seed=0, patience=4), target_value)
+    history = list(patient.iterate())
+    assert patient.converged and 4 < len(history) < 16
+    assert history[-1].best_reward < history[-5].best_reward + 0.01
+    assert target_value(patient.best) > -0.02
+    never = Learner(Target, PpoOptions(steps=256, num_envs=4, seed=0), target_value)
+    assert len(list(never.iterate())) == 2 and not never.converged
+
+
+def test_a_policy_goes_on_from_another(learned):
+    """A second problem of the same kind: its first judgement is the old policy's, and it learns on from there."""
+    learner, _, budgets = learned
+    options = PpoOptions(steps=128, num_envs=4, seed=5)
+    fresh = tuning.make_learner(gaussian_problem(31), gaussian_problem(32), budgets, 0.05, options)
+    warm = tuning.make_learner(gaussian_problem(31), gaussian_problem(32), budgets, 0.05, options, policy=learner.best)
+    assert next(warm.iterate()).best_reward > next(fresh.iterate()).best_reward + 0.3
+
+
+def test_an_untrained_policy_follows_the_start_grid_and_learning_never_ends_below_it():
+    problem, selection = gaussian_problem(41), gaussian_problem(42)
+    start = {4: tuned_grids(problem, 4, 24, 0)["karras_tuned"].grid.timesteps}
+    learner = tuning.make_learner(problem, selection, (4,), 0.0, PpoOptions(steps=256, num_envs=4, seed=1), start=start)
+    exported = tuning.export_grid(learner.best, selection, (4,), 4, start)
+    assert np.abs(np.subtract(exported.timesteps, start[4])).max() < 60
+    list(learner.iterate())
+    after = tuning.export_grid(learner.best, selection, (4,), 4, start)
+    assert selection.error(after.timesteps) <= 1.02 * selection.error(exported.timesteps)
+
+
 def entries(errors, **steps):
     """Methods -> their errors, on grids of 4 steps or as many as are given."""
     return {name: Entry(uniform_grid(SCHEDULE, steps.get(name, 4)), np.asarray(e, float)) for name, e in errors.items()}

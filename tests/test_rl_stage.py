@@ -130,8 +130,10 @@ def test_the_policy_on_disk_gives_the_grids_of_the_rows(tuned):
     schedules, bundle = read_json(root / "work/schedules/schedules.json"), read_bundle(root / "work/searched")
     selection, _ = bundle_problem(bundle, "dpmpp_2m", 4, "selection", 4, 2, 8)
     policy = load_policy(root / "work/schedules/policy")
+    notes = read_json(root / "work/schedules/policy/policy.json")["notes"]
+    start = {int(budget): grid for budget, grid in notes["start"].items()}
     for row in (row for row in schedules["rows"] if row["grid"] == "ppo"):
-        exported = tuning.export_grid(policy, selection, BUDGETS, row["budget"])
+        exported = tuning.export_grid(policy, selection, BUDGETS, row["budget"], start)
         assert list(exported.timesteps) == row["timesteps"]
 
 

@@ -18,7 +18,13 @@ def default_fraction(index: int, num_steps: int) -> float:
     return 1.0 / (2 * num_steps) if index == 0 else 1.0 / (num_steps - index + 0.5)
 
 
-def next_timestep(action: float, index: int, num_steps: int, previous: int) -> int:
+def fractions_of(timesteps: Sequence[int], total: int) -> tuple[float, ...]:
+    """The share of the time left that each level of a known grid takes: what `next_timestep` takes as its defaults."""
+    before = (total, *(t + 1 for t in timesteps[:-1]))
+    return tuple(1.0 - (t + 1) / left for t, left in zip(timesteps, before, strict=True))
+
+
+def next_timestep(action: float, index: int, num_steps: int, previous: int, default: float | None = None) -> int:
     """Timestep of level `index`: the time left after `previous`, shortened by a fraction that the action moves.
 
     u = (previous + 1) * (1 - sigmoid(logit(default) + REACH * action)),  t = round(u) - 1, put into
@@ -26,6 +32,7 @@ def next_timestep(action: float, index: int, num_steps: int, previous: int) -> i
 
     action: clipped to [-1, 1]; above 0 the step is longer than the default.
     previous: timestep of the level before; the number of training timesteps for the first level.
+    default: the fraction at action 0, where it is not that of the evenly spaced grid.
     Raises: ValueError for an action that is not a number, or where not enough timesteps are left.
     """
     if math.isnan(action):
@@ -33,7 +40,7 @@ def next_timestep(action: float, index: int, num_steps: int, previous: int) -> i
     floor = num_steps - 1 - index
     if not 0 <= index < num_steps or floor > previous - 1:
         raise ValueError(f"level {index} of {num_steps} does not fit below timestep {previous}")
-    default = default_fraction(index, num_steps)
+    default = default_fraction(index, num_steps) if default is None else min(max(default, 1e-6), 1.0 - 1e-6)
     logit = math.log(default / (1.0 - default)) + REACH * min(1.0, max(-1.0, action))
     start = previous if index == 0 else previous + 1
     time = start / (1.0 + math.exp(logit))  # start * (1 - sigmoid(logit))

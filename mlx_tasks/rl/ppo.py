@@ -28,6 +28,9 @@ from mlx_tasks.training.checkpoint import clear_checkpoints, load_checkpoint, sa
 
 logger = logging.getLogger(__name__)
 
+LEAST_GAIN = 0.01
+"""Of the best reward, a hundredth of a natural logarithm of the error by default: less is no gain."""
+
 Judge = Callable[[ActorCriticPolicy], float]
 """The value of a policy's likeliest actions on batches that it does not learn from; higher is better."""
 
@@ -41,6 +44,7 @@ class PpoOptions:
         num_envs: environments side by side.
         seed: everything random derives from it and the iteration.
         rollout: environment steps of one iteration, over all environments.
+        patience: iterations without a gain of LEAST_GAIN in the best reward after which learning ends; None: never.
         minibatch, epochs, learning_rate, clip_range, gae_lambda: of the updates. Episodes are short, so gamma is 1.
     """
 
@@ -48,6 +52,7 @@ class PpoOptions:
     num_envs: int = 4
     seed: int = 0
     rollout: int = 128
+    patience: int | None = None
     minibatch: int = 64
     epochs: int = 10
     learning_rate: float = 3e-3
@@ -72,6 +77,7 @@ class Iteration:
     Attributes:
         number: from 1.
         steps: environment steps so far.
+        episodes: ended in the rollouts so far.
         reward: mean over the episodes that ended in the rollout, with exploration; None if none ended.
         greedy_reward: the judge's value after the updates.
         best_reward: the highest of those so far; its policy is the one kept.
@@ -81,6 +87,7 @@ class Iteration:
 
     number: int
     steps: int
+    episodes: int
     reward: float | None
     greedy_reward: float
     best_reward: float
@@ -127,6 +134,17 @@ class Learner:
         policy.set_training_mode(False)
         return policy
 
+    def start_from(self, policy: ActorCriticPolicy) -> None:
+        """Go on from a policy learned elsewhere.  Raises: RuntimeError for one of another shape."""
+        set_policy_arrays(self._ppo.policy, policy_arrays(policy))
+        self._best = policy_arrays(self._ppo.policy)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the best reward has gained less than LEAST_GAIN over the last `patience` iterations."""
+        patience, best = self.options.patience, [record.best_reward for record in self.history]
+        return patience is not None and len(best) > patience and best[-1] < best[-1 - patience] + LEAST_GAIN
+
     def iterate(self, checkpoints: Path | None = None, identity: str = "") -> Iterator[Iteration]:
         """Learn: one record an iteration, a checkpoint after each was taken; goes on from `checkpoints`.
 
@@ -139,6 +157,9 @@ class Learner:
         if not self.history:
             self._best_reward = self._judge(self._ppo.policy)
         for number in range(len(self.history) + 1, self.options.iterations + 1):
+            if self.converged:
+                logger.info("converged=%d reward=%.4f", number - 1, self._best_reward)
+                return
             start = time.perf_counter()
             rollout = self.options.steps_per_env * self.options.num_envs
             state = np.random.SeedSequence([self.options.seed, number]).generate_state(1)[0] % 2**31
@@ -151,7 +172,10 @@ class Learner:
             mean = float(np.mean(rewards)) if rewards else None
             seconds = time.perf_counter() - start
             evaluations = earlier + self._spent() - before
-            record = Iteration(number, number * rollout, mean, greedy, self._best_reward, seconds, evaluations)
+            episodes = len(rewards) + (self.history[-1].episodes if self.history else 0)
+            record = Iteration(
+                number, number * rollout, episodes, mean, greedy, self._best_reward, seconds, evaluations
+            )
             self.history.append(record)
             logger.info("ppo=%d steps=%d reward=%s greedy=%.4f", number, record.steps, mean, greedy)
             yield record

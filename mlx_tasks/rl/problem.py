@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -45,11 +45,13 @@ class Task:
         noise: (B, H, W, C) unit normal.
         denoise: the model with this batch's labels.
         truth: (B, H, W, C) float32, the result of very many steps from the same noise.
+        unguided: the model's conditional branch alone, where `denoise` is guided.
     """
 
     noise: mx.array
     denoise: Denoise
     truth: np.ndarray
+    unguided: Denoise | None = None
 
 
 @dataclass(frozen=True)
@@ -149,14 +151,12 @@ def bundle_problem(
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
         noise = bundle_noise(bundle, noise_seed(seed, purpose), indices)
-        denoise = network_denoiser(
-            bundle.model,
-            bundle.schedule,
-            _labels(bundle, indices),
-            bundle.sampler.guidance_scale,
-            bundle.sampler.null_label,
-        )
-        tasks.append(make_task(noise, denoise, bundle.schedule, solver, reference_steps, reference))
+        scale, labels, empty = bundle.sampler.guidance_scale, _labels(bundle, indices), bundle.sampler.null_label
+        denoise = network_denoiser(bundle.model, bundle.schedule, labels, scale, empty)
+        task = make_task(noise, denoise, bundle.schedule, solver, reference_steps, reference)
+        if denoise.evaluations > 1:
+            task = replace(task, unguided=network_denoiser(bundle.model, bundle.schedule, labels))
+        tasks.append(task)
     return Problem(bundle.schedule, solver, tuple(tasks)), reference
 
 

@@ -26,7 +26,7 @@ from mlx_tasks.rl.plain_search import TUNED, Found
 from mlx_tasks.rl.policy import save_policy
 from mlx_tasks.rl.ppo import Learner, PpoOptions
 from mlx_tasks.rl.problem import Meter, Problem, bundle_problem, reference_grid
-from mlx_tasks.samplers.grids import grid_from_timesteps
+from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
 from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.training.checkpoint import clear_checkpoints
@@ -60,11 +60,13 @@ def run(context: StageContext) -> None:
 
     found = {budget: _find(context, problems, budget, identity) for budget in tune.nfe_budgets}
     agree: dict[int, bool | None] = dict.fromkeys(tune.nfe_budgets)
-    learner = _learn(context, problems["tuning"], problems["selection"], identity) if PPO in tune.methods else None
-    if learner:
+    start = {budget: best_tuned(of_budget) for budget, of_budget in found.items()}
+    learner = None
+    if PPO in tune.methods:
+        learner = _learn(context, problems["tuning"], problems["selection"], identity, start)
         cost = (learner.history[-1].evaluations, sum(record.seconds for record in learner.history))
         for budget in tune.nfe_budgets:
-            exported = tuning.export_grid(learner.best, problems["selection"], tune.nfe_budgets, budget)
+            exported = tuning.export_grid(learner.best, problems["selection"], tune.nfe_budgets, budget, start)
             grid, agree[budget] = grid_from_timesteps(bundle.schedule, exported.timesteps), exported.agree
             found[budget][PPO] = Found(grid, 0.0, len(learner.history), *cost)
     budgets, rows = _compare(context, problems["test"], found, agree)
@@ -72,6 +74,7 @@ def run(context: StageContext) -> None:
     with atomic_folder(context.work / "schedules") as fresh:
         if learner:
             notes = {"solver": SOLVER, "budgets": list(tune.nfe_budgets), "bundle": bundle.digest}
+            notes |= {"start": {str(budget): list(grid) for budget, grid in start.items()}}
             save_policy(fresh / "policy", learner.best, notes)
         schedules = {
             "solver": SOLVER,
@@ -128,10 +131,21 @@ def _found(problem: Problem, values: dict[str, Any]) -> Found:
     return Found(steps, values["error"], values["tried"], values["evaluations"], values["seconds"])
 
 
-def _learn(context: StageContext, problem: Problem, selection: Problem, identity: str) -> Learner:
+def best_tuned(found: dict[str, Found]) -> tuple[int, ...]:
+    """Timesteps of the best grid with searched ends: what PPO starts from, as the other methods do."""
+    grid = min((found[name] for name in TUNED), key=lambda one: one.error).grid
+    assert isinstance(grid, Grid)
+    return grid.timesteps
+
+
+def _learn(
+    context: StageContext, problem: Problem, selection: Problem, identity: str, start: dict[int, tuple[int, ...]]
+) -> Learner:
     tune = context.config.tune
-    options = PpoOptions(steps=tune.ppo_steps, num_envs=tune.num_envs, seed=context.config.seed)
-    learner = tuning.make_learner(problem, selection, tune.nfe_budgets, tune.speed_weight, options)
+    options = PpoOptions(
+        steps=tune.ppo_steps, num_envs=tune.num_envs, seed=context.config.seed, patience=tune.ppo_patience
+    )
+    learner = tuning.make_learner(problem, selection, tune.nfe_budgets, tune.speed_weight, options, start=start)
     total = options.iterations * options.steps_per_env * options.num_envs
     for record in learner.iterate(context.checkpoints / "ppo", identity):
         rewards = {"greedy_reward": record.greedy_reward, "best_reward": record.best_reward}
