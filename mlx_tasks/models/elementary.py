@@ -43,11 +43,13 @@ def with_gradient(vjp: Callable[[Any, mx.array, mx.array], Any]) -> Callable[[Fu
 
 @with_gradient(lambda x, cotangent, y: cotangent * y)
 def exp(x: mx.array) -> mx.array:
-    """e**x for float32 x, clamped to [2**-126, 2**126] instead of reaching 0 and infinity.
+    """e**x for float32 x, clamped to [2**-126, 2**126] instead of reaching 0 and infinity; MLX's own for other formats.
 
     e**x = 2**n * 2**r,  n = round(x log2 e),  |r| <= 1/2;  2**n by its bits, 2**r by a polynomial of degree 5 that was
     fitted to the smallest largest relative error (1.1e-7) with its first coefficient held at 1.
     """
+    if x.dtype != mx.float32:
+        return mx.exp(x)
     z = mx.clip(x * _LOG2_E, -_MAX_EXPONENT, _MAX_EXPONENT)
     shifted = z + _ROUNDER
     r = z - (shifted - _ROUNDER)

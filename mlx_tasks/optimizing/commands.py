@@ -1,4 +1,4 @@
-"""Command about a bundle's sampler: optimize."""
+"""Commands about a bundle's sampler and what it costs here: optimize, device-cost."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.set_defaults(command=_optimize)
+    costs = commands.add_parser("device-cost", help="what one network evaluation costs on this machine")
+    costs.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a bundle's folder")
+    costs.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="images in a call")
+    costs.add_argument("--again", action="store_true", help="measure anew; else a table of before is read back")
+    costs.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    costs.set_defaults(command=_device_cost)
 
 
 def milliseconds(text: str) -> float:
@@ -111,6 +117,42 @@ def _optimize(arguments: argparse.Namespace) -> int:
         out = arguments.out or arguments.model
         put_sampler(arguments.model, out, optimizer.sampler(outcome), told)
         tell(f"written to {out}")
+    return 0
+
+
+def _device_cost(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mlx_tasks import hardware
+
+    machine = hardware.prepare()
+    from mlx_tasks.models.bundle import read_bundle
+    from mlx_tasks.optimizing.cost_table import cost_table
+
+    rows = cost_table(read_bundle(arguments.model), machine.chip, batches=arguments.batches, again=arguments.again)
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return 0
+    title = f"One denoiser call on {machine.chip}: milliseconds an image"
+    table = Table(title=title, title_justify="left")
+    for head in ("images a call", "numbers", "guidance", "ms an image", "lowest to highest"):
+        table.add_column(head, justify="left" if head in ("numbers", "guidance") else "right")
+    best = {
+        (row.batch, row.guidance == "none"): min(
+            other.ms for other in rows if (other.batch, other.guidance == "none") == (row.batch, row.guidance == "none")
+        )
+        for row in rows
+    }
+    for row in rows:
+        mark = "◆ " if row.ms == best[row.batch, row.guidance == "none"] else "  "
+        spread = f"{row.low_ms:.3g} to {row.high_ms:.3g}"
+        table.add_row(str(row.batch), row.dtype, row.guidance, f"{mark}{row.ms:.3g}", spread)
+    console = Console()
+    console.print(table)
+    console.print("guidance: both branches together in one batch, or apart, one after the other; ◆ the fastest")
     return 0
 
 
