@@ -36,7 +36,7 @@ from mlx_tasks.rl.policy import greedy_episode  # noqa: E402
 from mlx_tasks.rl.ppo import PpoOptions  # noqa: E402
 from mlx_tasks.rl.problem import Problem, bundle_problem  # noqa: E402
 from mlx_tasks.samplers.grids import grid_from_timesteps  # noqa: E402
-from mlx_tasks.stages.tune import SELECTION_BATCHES, SOLVER, TUNING_BATCHES, best_tuned  # noqa: E402
+from mlx_tasks.stages.tune import SELECTION_BATCHES, SOLVER, TUNING_BATCHES, best_start  # noqa: E402
 
 QUESTION = "Which way of choosing the steps is best, and at what cost?"
 
@@ -54,7 +54,7 @@ def one_seed(bundle: Bundle, tune: Tune, seed: int) -> list[dict[str, Any]]:
         budget: dict(find_steps(problems["tuning"], problems["selection"], budget, tune.methods, effort))
         for budget in tune.nfe_budgets
     }
-    start = {budget: best_tuned(found) for budget, found in every.items()}
+    start = {budget: best_start(found) for budget, found in every.items()}
     policy, cost = None, (0, 0.0)
     if PPO in tune.methods:
         options = PpoOptions(steps=tune.ppo_steps, num_envs=tune.num_envs, seed=seed, patience=tune.ppo_patience)

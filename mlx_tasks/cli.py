@@ -22,6 +22,7 @@ COMMAND_MODULES = (
     "mlx_tasks.registry.commands",
     "mlx_tasks.metrics.commands",
     "mlx_tasks.optimizing.commands",
+    "mlx_tasks.domains.commands",
 )
 """Modules with `add_commands(subparsers)`, each light to import; a command's own work is imported when it runs."""
 

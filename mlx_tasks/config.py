@@ -216,11 +216,12 @@ class Search(Branch):
 class Tune(Branch):
     """The sampling steps: grids found by plain search, and every other method that is asked for, against each other."""
 
-    methods: tuple[Literal["shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"], ...] = (
-        Field(
-            default=("shortest_path", "cma_es", "ppo", "least_squares"),
-            description="Methods beside the plain searches, which the others start from (docs/schedules.md).",
-        )
+    methods: tuple[
+        Literal["remembered", "shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"], ...
+    ] = Field(
+        default=("remembered", "shortest_path", "cma_es", "ppo", "least_squares"),
+        description="Methods beside the plain searches, which the others start from (docs/schedules.md); remembered:"
+        " the grid of earlier runs on the nearest images.",
     )
 
     nfe_budgets: tuple[Annotated[int, Field(ge=2, le=100)], ...] = Field(

@@ -146,7 +146,7 @@ def test_every_field_of_the_form_is_typed_and_described(probe):
         assert field["schema"]["type"]
         assert field["schema"]["title"]
         assert len(field["text"]) > 30
-    known = ["shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"]
+    known = ["remembered", "shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"]
     assert probe["form"]["methods"]["schema"]["items"]["enum"] == known
     assert probe["form"]["nfe_budgets"]["schema"]["items"] == {"type": "integer", "minimum": 2, "maximum": 100}
     assert probe["form"]["seed"]["schema"]["exclusiveMaximum"] == 2**31

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mlx_tasks.diffusion import NoiseSchedule
-from mlx_tasks.domains import UNKNOWN, Detector, SamplerSettings, detect_domain, fit_detector, settings_for
-from mlx_tasks.domains.detector import TABLE, load_detector
+from mlx_tasks.domains.detector import TABLE, UNKNOWN, Detector, detect_domain, fit_detector, load_detector
 from mlx_tasks.domains.examples import DOMAINS, draw, outsiders, typeset_digits
 from mlx_tasks.domains.features import NAMES, features
+from mlx_tasks.domains.settings import SamplerSettings, settings_for
 from mlx_tasks.errors import DataError
 from mlx_tasks.samplers import sample
 

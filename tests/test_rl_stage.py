@@ -9,8 +9,10 @@ import pytest
 from mlx_tasks import hardware
 from mlx_tasks.config import Model, parse_config
 from mlx_tasks.diffusion.schedule import NoiseSchedule
+from mlx_tasks.domains.book import Entry, SettingsBook, entries_of_run
+from mlx_tasks.domains.features import NAMES
 from mlx_tasks.errors import DataError
-from mlx_tasks.files import read_json
+from mlx_tasks.files import read_json, write_json
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.progress import Progress
@@ -33,7 +35,7 @@ TUNE = {
     "reference_steps": 8,
     "search_evaluations": 6,
     "gradient_iterations": 4,
-    "methods": ["shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"],
+    "methods": ["remembered", "shortest_path", "cma_es", "ppo", "gradient_levels", "gradient", "least_squares"],
     "test_noises": 8,
 }
 METHODS = set(ALL_METHODS)
@@ -65,6 +67,10 @@ def write_searched(folder, guidance=1.0):
     nfe = 4 if guidance == 1.0 else 8
     sampler = Sampler("dpmpp_2m", uniform_grid(schedule, 4).timesteps, guidance, nfe, 8, 1, ("a", "b", "c"), 3)
     write_bundle(folder, network, schedule, sampler)
+    root = folder.parents[1]
+    write_json(root / "work/dataset/summary.json", {"domain": {"name": "digits", "statistics": [0.1] * len(NAMES)}})
+    found = Entry("digits", (0.1,) * len(NAMES), 3, (20.0, 2.0, 0.2), 0.1, 0.3, "another model", 8)
+    SettingsBook().with_entries([found]).save(root / "include/sampler_settings.json")
 
 
 def context_of(root, tracker=None, **changes):
@@ -117,6 +123,21 @@ def test_errors_are_those_of_sampling_the_bundle_on_noises_of_the_test(tuned):
         assert row["error"] == pytest.approx(float(errors.mean()), rel=1e-3)
 
 
+def test_the_nearest_images_grid_is_a_method_and_the_run_goes_into_the_book(tuned):
+    root, _ = tuned
+    schedules = read_json(root / "work/schedules/schedules.json")
+    book = SettingsBook.load(root / "include/sampler_settings.json")
+    assert schedules["settings_book"] == book.digest
+    row = next(row for row in schedules["rows"] if (row["budget"], row["grid"]) == (3, "remembered"))
+    levels = NoiseSchedule.cosine().sigmas[row["timesteps"]]
+    np.testing.assert_allclose(levels, (20.0, 2.0, 0.2), rtol=0.03)
+    entries = entries_of_run(root)
+    assert [entry.budget for entry in entries] == list(BUDGETS)
+    of = [row for row in schedules["rows"] if row["budget"] == 3 and not row["learned"]]
+    assert entries[1].error == min(row["error"] for row in of)
+    assert book.with_entries(entries).version == book.version + 1
+
+
 def test_noises_that_are_learned_on_are_not_judged_on(tuned):
     bundle = read_bundle(tuned[0] / "work/searched")
     purposes = ("tuning", "selection", "test")
@@ -140,7 +161,7 @@ def test_the_policy_on_disk_gives_the_grids_of_the_rows(tuned):
 def test_metrics_are_flat_and_the_reward_curve_is_told(tuned):
     root, tracker = tuned
     metrics = read_json(root / "work/metrics/tune.json")
-    assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 2 * 10 + 5
+    assert all(isinstance(value, (int, float, str)) for value in metrics.values()) and len(metrics) == 2 * 11 + 5
     assert {step for step, values in tracker.rows if "tune/gradient_nfe3_error" in values} == {0, 4}
     steps = [step for step, values in tracker.rows if "tune/greedy_reward" in values]
     assert steps == [48]

@@ -45,6 +45,7 @@ def find_steps(
     methods: Sequence[str],
     effort: Effort,
     said: Said | None = None,
+    remembered: Grid | None = None,
 ) -> Iterator[tuple[str, Found]]:
     """(name, what it found) one after the other: the plain searches first, then those that start from their best.
 
@@ -52,8 +53,11 @@ def find_steps(
 
     methods: of "shortest_path", "cma_es", "gradient_levels", "gradient" and "least_squares".  Learning uses `problem`'s
     noises, and chooses among its iterates on `selection`'s.
+    remembered: a grid of earlier runs, which is judged beside the searched ones.
     """
     plain = tuned_grids(problem, num_steps, effort.tries, effort.seed)
+    if remembered is not None:
+        plain = {"remembered": judged(problem, remembered), **plain}
     yield from plain.items()
     start = min(plain.values(), key=lambda found: found.error).grid
     assert isinstance(start, Grid)
@@ -99,6 +103,13 @@ def tuned_grids(problem: Problem, budget: int, tries: int, seed: int) -> dict[st
         cost = problem.meter.evaluations - before
         found[name] = Found(result.grid, result.error, result.tried, cost, time.perf_counter() - start)
     return found
+
+
+def judged(problem: Problem, grid: Grid) -> Found:
+    """A grid that was not searched for, with its error on the noises that grids are searched on."""
+    before, start = problem.meter.evaluations, time.perf_counter()
+    error = float(problem.errors(grid, _tasks(problem)).mean())
+    return Found(grid, error, 1, problem.meter.evaluations - before, time.perf_counter() - start)
 
 
 def _shortest_path(problem: Problem, num_steps: int) -> Found:

@@ -27,6 +27,7 @@ GRID_NAMES = {
     "karras": "Karras",
     "log_snr_tuned": "log SNR, tuned",
     "karras_tuned": "Karras, tuned",
+    "remembered": "remembered",
     "shortest_path": "shortest path",
     "cma_es": "CMA-ES",
     "ppo": "PPO",

@@ -20,6 +20,7 @@ METHODS = {
     "uniform": "evenly spaced timesteps",
     "log_snr": "even log SNR",
     "karras": "Karras' grid",
+    "remembered": "the grid of the nearest images' runs",
     "log_snr_tuned": "even log SNR, ends searched",
     "karras_tuned": "Karras' grid, ends and rho searched",
     "shortest_path": "dynamic programming",

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_tasks.config import Tune
+from mlx_tasks.diffusion.schedule import NoiseSchedule
+from mlx_tasks.domains.book import SettingsBook
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_folder, read_json, write_json
 from mlx_tasks.learned_steps.methods import Effort, find_steps
@@ -32,6 +34,7 @@ from mlx_tasks.stages.context import StageContext
 from mlx_tasks.training.checkpoint import clear_checkpoints
 
 SOLVER = "dpmpp_2m"
+REMEMBERED = "remembered"
 TUNING_BATCHES, SELECTION_BATCHES = 4, 2
 """Batches that are learned on, and those that choose among policies and iterates, and turn the policy into a grid."""
 
@@ -56,11 +59,13 @@ def run(context: StageContext) -> None:
             bundle, SOLVER, seed, purpose, count, tune.batch_size, tune.reference_steps
         )
         reference = Meter(reference.evaluations + cost.evaluations, reference.seconds + cost.seconds)
-    identity = hashlib.sha256(json.dumps([bundle.digest, tune.model_dump(mode="json"), seed]).encode()).hexdigest()
+    remembered, book = _remembered(context, bundle.schedule)
+    told = [bundle.digest, tune.model_dump(mode="json"), seed, book]
+    identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    found = {budget: _find(context, problems, budget, identity) for budget in tune.nfe_budgets}
+    found = {budget: _find(context, problems, budget, identity, remembered[budget]) for budget in tune.nfe_budgets}
     agree: dict[int, bool | None] = dict.fromkeys(tune.nfe_budgets)
-    start = {budget: best_tuned(of_budget) for budget, of_budget in found.items()}
+    start = {budget: best_start(of_budget) for budget, of_budget in found.items()}
     learner = None
     if PPO in tune.methods:
         learner = _learn(context, problems["tuning"], problems["selection"], identity, start)
@@ -87,6 +92,7 @@ def run(context: StageContext) -> None:
                 "seconds": reference.seconds,
             },
             "noises": counts,
+            "settings_book": book,
             "rewards": [asdict(record) for record in learner.history] if learner else [],
         }
         write_json(fresh / "schedules.json", schedules)
@@ -94,7 +100,19 @@ def run(context: StageContext) -> None:
     clear_checkpoints(context.checkpoints)
 
 
-def _find(context: StageContext, problems: dict[str, Problem], budget: int, identity: str) -> dict[str, Found]:
+def _remembered(context: StageContext, schedule: NoiseSchedule) -> tuple[dict[int, Grid | None], str | None]:
+    """Budget -> the grid of the nearest images' runs, and the book's digest; nothing where it is not asked for."""
+    budgets = context.config.tune.nfe_budgets
+    if REMEMBERED not in context.config.tune.methods:
+        return dict.fromkeys(budgets), None
+    book = SettingsBook.load(context.root / "include" / "sampler_settings.json")
+    statistics = read_json(context.work / "dataset" / "summary.json")["domain"]["statistics"]
+    return {budget: book.grid_for(statistics, budget, schedule) for budget in budgets}, book.digest
+
+
+def _find(
+    context: StageContext, problems: dict[str, Problem], budget: int, identity: str, remembered: Grid | None
+) -> dict[str, Found]:
     """What each method but PPO found for a budget; what a killed run had found whole is read back."""
     tune, path = context.config.tune, context.checkpoints / f"found_{budget}.json"
     kept: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -108,7 +126,9 @@ def _find(context: StageContext, problems: dict[str, Problem], budget: int, iden
 
         results = {}
         context.progress.update(0, len(TUNED) + len(tune.methods), "methods", phase=phase)
-        for name, one in find_steps(problems["tuning"], problems["selection"], budget, tune.methods, effort, said):
+        for name, one in find_steps(
+            problems["tuning"], problems["selection"], budget, tune.methods, effort, said, remembered
+        ):
             results[name] = _plain(one)
             context.progress.update(len(results), len(TUNED) + len(tune.methods), "methods", phase=phase)
         kept = {"identity": identity, "found": results}
@@ -131,9 +151,9 @@ def _found(problem: Problem, values: dict[str, Any]) -> Found:
     return Found(steps, values["error"], values["tried"], values["evaluations"], values["seconds"])
 
 
-def best_tuned(found: dict[str, Found]) -> tuple[int, ...]:
-    """Timesteps of the best grid with searched ends: what PPO starts from, as the other methods do."""
-    grid = min((found[name] for name in TUNED), key=lambda one: one.error).grid
+def best_start(found: dict[str, Found]) -> tuple[int, ...]:
+    """Timesteps of the best grid of searched ends, or the remembered one: what PPO starts from, as other methods do."""
+    grid = min((found[name] for name in (*TUNED, REMEMBERED) if name in found), key=lambda one: one.error).grid
     assert isinstance(grid, Grid)
     return grid.timesteps
 
@@ -185,7 +205,7 @@ def _record(context: StageContext, tune: Tune, schedules: dict[str, Any]) -> Non
         metrics[f"nfe{budget}_kept"] = kept
         metrics[f"nfe{budget}_kept_error"] = methods[kept]["error"]
         metrics[f"nfe{budget}_tuned_error"] = min(methods[name]["error"] for name in TUNED)
-        for name in ("uniform", *tune.methods):
+        for name in (one for one in ("uniform", *tune.methods) if one in methods):
             metrics[f"nfe{budget}_{name}_error"] = methods[name]["error"]
     if schedules["rewards"]:
         last = schedules["rewards"][-1]
