@@ -116,6 +116,14 @@ class Train(Branch):
     min_snr_gamma: float | None = Field(
         default=5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023); null weighs all noise levels alike."
     )
+    noise_schedule: Literal["cosine", "linear", "scaled_linear", "sigmoid", "learned"] = Field(
+        default="cosine",
+        description="How noise rises over training time; learned: each level as often as its loss varies, settled in"
+        " the first half of the steps (docs/training.md).",
+    )
+    zero_terminal_snr: bool = Field(
+        default=False, description="Make the last timestep pure noise (Lin et al. 2024); not with a learned schedule."
+    )
     guidance_scale: float = Field(
         default=1.5, ge=0, description="Classifier-free guidance: eps_u + scale * (eps_c - eps_u)."
     )
@@ -128,6 +136,8 @@ class Train(Branch):
             raise ValueError(f"train.resolutions must rise strictly, got {list(self.resolutions)}: sort them")
         if self.steps < len(self.resolutions):
             raise ValueError(f"train.steps is {self.steps}, fewer than the {len(self.resolutions)} rungs: raise it")
+        if self.zero_terminal_snr and self.noise_schedule == "learned":
+            raise ValueError("train.zero_terminal_snr is for a named train.noise_schedule, not for a learned one")
         return self
 
     @property

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_tasks.config import Train
 from mlx_tasks.data.loader import load_split, to_uint8
+from mlx_tasks.diffusion.betas import BetaSchedule
+from mlx_tasks.diffusion.learned_schedule import LearnedSchedule, learned_schedule
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_write_text, read_json, write_json
@@ -25,9 +30,10 @@ from mlx_tasks.training.ema import flat_arrays
 from mlx_tasks.training.identity import identity_of
 from mlx_tasks.training.keys import named_key
 from mlx_tasks.training.ladder import Rung, TeacherOptions, ladder_plan, rung_at, rungs
-from mlx_tasks.training.learner import Learner
+from mlx_tasks.training.learner import Batch, Learner
 from mlx_tasks.training.loop import StepRecord, train_steps
 from mlx_tasks.training.memory import micro_batch_limit
+from mlx_tasks.training.schedule_learning import EVERY, follow, measure
 from mlx_tasks.training.validation import validation_loss
 
 NUM_TRAIN_TIMESTEPS = 1024
@@ -64,13 +70,13 @@ class Teaching:
         self.null_label = len(self.class_names) if self.class_names else None
         self.scale = config.train.guidance_scale if self.class_names else 1.0
         self.ladder = rungs(config.train.ladder)
-        self.schedule = NoiseSchedule.cosine(NUM_TRAIN_TIMESTEPS)
+        self.reference = named_schedule(config.train)
         act_fn = context.hardware.act_fn if config.model.act_fn == "auto" else config.model.act_fn
         shape = UNet2DConfig.build(
             config.model, config.resolution, self.channels, len(self.class_names) or None, act_fn
         )
         self.model = UNet2DModel(shape, key=named_key(config.seed, "weights"))
-        self.loss = denoising_loss(self.schedule, config.train.min_snr_gamma)
+        self.loss = denoising_loss(self.reference, config.train.min_snr_gamma)
         self.learner = Learner(
             self.model,
             self.loss,
@@ -90,19 +96,58 @@ class Teaching:
             warmup_steps=train.warmup_steps,
             ema_decay=train.ema_decay,
             label_dropout=train.label_dropout,
-            num_train_timesteps=self.schedule.num_train_timesteps,
+            num_train_timesteps=self.reference.num_train_timesteps,
             seed=context.config.seed,
             checkpoint_every=train.checkpoint_every,
         )
         plan = ladder_plan(self.ladder, self.train, self.null_label, options, self._identity())
+        if self.learning_schedule:
+            plan = replace(plan, batch_at=lambda step, plain=plan.batch_at: self._followed(plain(step)))
         context.tracker.params({"train/parameters": self._parameters(), "train/act_fn": self.model.config.act_fn})
         for record in train_steps(self.learner, plan, context.checkpoints, self.notes):
             self._tell(record, plan.steps)
+            if self.learning_schedule and record.step % EVERY == 0 and record.step <= plan.steps // 2:
+                self._learn_schedule(record.step)
             rung = rung_at(self.ladder, record.step - 1)
             if record.step % train.sample_every == 0 or record.step == rung.start + rung.steps:
                 self._look(record.step, rung)
         self._write(plan.steps)
         clear_checkpoints(context.checkpoints)
+
+    @property
+    def learning_schedule(self) -> bool:
+        """Whether the noise schedule is learned with the model."""
+        return self.context.config.train.noise_schedule == "learned"
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule as it stands."""
+        learned = self._learned()
+        return self.reference if learned is None else learned.schedule
+
+    def _learned(self) -> LearnedSchedule | None:
+        """From the moments in the notes, which a checkpoint keeps."""
+        moments = tuple(self.notes.get("schedule_moments") or ())
+        return _schedule_of(self.reference, moments) if moments else None
+
+    def _followed(self, batch: Batch) -> Batch:
+        learned = self._learned()
+        return batch if learned is None else follow(batch, learned)
+
+    def _learn_schedule(self, step: int) -> None:
+        """One more measurement, with the raw weights: they are what is trained."""
+        train, data = self.context.config.train, self.train[rung_at(self.ladder, step - 1).resolution]
+        self.notes["schedule_moments"] = measure(
+            self.model,
+            self.schedule,
+            self.reference,
+            data,
+            self.null_label,
+            train.min_snr_gamma,
+            self.notes.get("schedule_moments"),
+            self.context.config.seed,
+            step,
+        )
 
     def _tell(self, record: StepRecord, steps: int) -> None:
         rung, notes = rung_at(self.ladder, record.step - 1), self.notes
@@ -132,9 +177,9 @@ class Teaching:
         with self.learner.ema.applied(self.model):
             loss = validation_loss(
                 self.model,
-                self.loss,
+                lambda model, batch: self.loss(model, self._followed(batch)),
                 self.validation[rung.resolution],
-                self.schedule.num_train_timesteps,
+                self.reference.num_train_timesteps,
                 self.context.config.seed,
                 self.learner.micro_batch,
             )
@@ -197,6 +242,19 @@ class Teaching:
 
     def _parameters(self) -> int:
         return sum(array.size for array in flat_arrays(self.model.parameters()).values())
+
+
+def named_schedule(train: Train) -> NoiseSchedule:
+    """The schedule of the `train` branch, with v-prediction; for a learned one its reference, the cosine."""
+    name: BetaSchedule = "squaredcos_cap_v2"
+    if train.noise_schedule not in ("cosine", "learned"):
+        name = train.noise_schedule
+    return NoiseSchedule(NUM_TRAIN_TIMESTEPS, name, rescale_betas_zero_snr=train.zero_terminal_snr)
+
+
+@functools.lru_cache(maxsize=2)
+def _schedule_of(reference: NoiseSchedule, moments: tuple[float, ...]) -> LearnedSchedule:
+    return learned_schedule(reference, moments)
 
 
 def _write_plot(path: Path, rows: list[list[float]]) -> None:

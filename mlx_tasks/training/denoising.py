@@ -16,17 +16,20 @@ def denoising_loss(schedule: NoiseSchedule, min_snr_gamma: float | None) -> Loss
 
     Without a gamma w is 1.
 
-    batch: x0, eps (B, R, R, C), level (B,) whole timesteps, labels (B,) if the model takes them.
+    batch: x0, eps (B, R, R, C), level (B,) whole timesteps, labels (B,) if the model takes them; where the schedule is
+    learned also alpha, std and importance (B,), which stand in place of the schedule's own and multiply w.
     Source: Salimans & Ho 2022, Appendix D (v); Hang et al. 2023 (w).
     """
 
     def loss(model: nn.Module, batch: Batch) -> mx.array:
         x0, eps, t = batch["x0"], batch["eps"], batch["level"]
-        alpha, std = schedule.alpha(t), schedule.std(t)
+        alpha, std = (batch["alpha"], batch["std"]) if "alpha" in batch else (schedule.alpha(t), schedule.std(t))
         alpha_b, std_b = per_image(alpha, x0), per_image(std, x0)
         x = x_from_x0_eps(x0, eps, alpha_b, std_b)
         predicted = model(x, t.astype(mx.float32), batch.get("labels"))
         weight = None if min_snr_gamma is None else min_snr_weight(alpha, std, min_snr_gamma)
+        if "importance" in batch:
+            weight = batch["importance"] if weight is None else weight * batch["importance"]
         return weighted_mse(predicted, v_from_x0_eps(x0, eps, alpha_b, std_b), weight)
 
     return loss
