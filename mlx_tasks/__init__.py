@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "AdaptiveScheduler": "mlx_tasks.pipeline",
+    "Guidance": "mlx_tasks.diffusion.guidance",
     "DiffusionPipeline": "mlx_tasks.pipeline",
     "PipelineOutput": "mlx_tasks.pipeline",
     "QualityGuidedSampler": "mlx_tasks.learned_steps.quality_guided",

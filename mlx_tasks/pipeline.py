@@ -18,10 +18,12 @@ import numpy as np
 
 from mlx_tasks import hardware
 from mlx_tasks.data.loader import to_uint8
+from mlx_tasks.diffusion.guidance import Guidance
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.models.bundle import Bundle, Sampler, read_bundle, write_bundle
-from mlx_tasks.samplers.bundle_sampler import bundle_noise, own_steps, sample_bundle
+from mlx_tasks.samplers.bundle_sampler import bundle_noise, check_labels, own_steps, sample_bundle
+from mlx_tasks.samplers.denoiser import NetworkDenoiser, network_denoiser
 from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
 from mlx_tasks.samplers.learned import LearnedSteps
 
@@ -34,11 +36,13 @@ class PipelineOutput:
 
     Attributes:
         images: (N, H, W, C) uint8.
-        nfe: network evaluations an image cost.
+        nfe: network evaluations an image cost; the mean where every image took its own.
+        nfe_each: (N,) those of every image, or None where all took the same.
     """
 
     images: np.ndarray
-    nfe: int
+    nfe: float
+    nfe_each: np.ndarray | None = None
 
     def pil(self) -> list[Any]:
         """The images for PIL."""
@@ -124,20 +128,27 @@ class DiffusionPipeline:
         num_images: int | None = None,
         seed: int = 0,
         nfe: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Guidance | None = None,
         batch_size: int = 32,
+        tolerance: float | None = None,
     ) -> PipelineOutput:
         """Draw images: one a label, or num_images of any class.
 
         nfe: network evaluations an image may cost, where a scheduler was fitted; the bundle's own steps otherwise.
+        guidance_scale: a scale, or a `Guidance` with its interval, rescale and threshold; the bundle's own otherwise.
+        tolerance: of error-controlled steps, 0.02 for example: each image then takes what it needs, with no grid.
         Raises: DataError for a budget without a scheduler, or labels and a number that differ; ValueError for labels
             out of range.
         """
         if class_labels is not None and num_images not in (None, len(class_labels)):
             raise DataError(f"{len(class_labels)} labels and num_images {num_images} differ: give one of them")
         count = len(class_labels) if class_labels is not None else num_images or 1
-        steps, solver, scale = self._steps(nfe, guidance_scale)
         noise = bundle_noise(self.bundle, seed, count)
+        if tolerance is not None:
+            if nfe is not None:
+                raise DataError(f"nfe {nfe} and tolerance {tolerance} each choose the steps: give one of them")
+            return self._within(noise, class_labels, guidance_scale, tolerance)
+        steps, solver, scale = self._steps(nfe, guidance_scale)
         drawn = sample_bundle(self.bundle, noise, class_labels, steps, solver, batch_size, scale)
         mx.eval(drawn.images)
         return PipelineOutput(to_uint8(np.array(drawn.images)), drawn.nfe)
@@ -172,7 +183,27 @@ class DiffusionPipeline:
             outcome = optimizer.at(cost.steps_within(float(budget_ms or 0.0)))
         return DiffusionPipeline(replace(self.bundle, sampler=optimizer.sampler(outcome)), self.scheduler)
 
-    def _steps(self, nfe: int | None, scale: float | None) -> tuple[Grid | LearnedSteps, str, float | None]:
+    def _within(
+        self, noise: mx.array, labels: Sequence[int] | None, scale: float | Guidance | None, tolerance: float
+    ) -> PipelineOutput:
+        """Error-controlled steps."""
+        from mlx_tasks.learned_steps.error_controlled import Control, sample_within
+
+        bundle = self.bundle
+        known = check_labels(bundle, labels, len(noise))
+        guidance = bundle.sampler.guidance_scale if scale is None else scale
+
+        def denoise(rows: np.ndarray) -> NetworkDenoiser:
+            own = None if known is None else known[mx.array(rows)]
+            strength = 1.0 if labels is None else guidance
+            return network_denoiser(bundle.model, bundle.schedule, own, strength, bundle.sampler.null_label)
+
+        drawn = sample_within(denoise, noise, Control(tolerance))
+        return PipelineOutput(to_uint8(np.array(drawn.images)), float(drawn.nfe.mean()), drawn.nfe)
+
+    def _steps(
+        self, nfe: int | None, scale: float | Guidance | None
+    ) -> tuple[Grid | LearnedSteps, str, float | Guidance | None]:
         if nfe is None:
             return own_steps(self.bundle), self.bundle.sampler.solver, scale
         if self.scheduler is None:

@@ -71,6 +71,24 @@ def test_optimize_gives_a_pipeline_that_saves_and_draws_the_same(pipe, tmp_path)
         pipe.optimize(budget_ms=1e-6, tell=quiet, **QUICK)
 
 
+def test_guidance_of_any_kind_and_steps_within_a_tolerance(pipe):
+    plain, full = pipe([0, 1], seed=3), pipe([0, 1], seed=3, guidance_scale=2.0)
+    assert plain.nfe == 2 and full.nfe == 4
+    first_level = pipe.bundle.schedule.sigmas[pipe.bundle.sampler.timesteps[0]]
+    late = mlx_tasks.Guidance(2.0, interval=(0.0, float(first_level) / 2))
+    partly = pipe([0, 1], seed=3, guidance_scale=late)
+    assert partly.nfe == 3 and not np.array_equal(partly.images, plain.images)
+    paced = pipe([0, 1, 2], seed=3, tolerance=0.05)
+    finer = pipe([0, 1, 2], seed=3, tolerance=0.01)
+    assert paced.images.shape == (3, 8, 8, 1) and paced.nfe == paced.nfe_each.mean() < finer.nfe
+    alone = pipe([0], seed=3, tolerance=0.05)
+    assert alone.nfe == paced.nfe_each[0] and np.abs(alone.images[0].astype(int) - paced.images[0]).max() <= 1
+    guided = pipe([0, 1], seed=3, tolerance=0.05, guidance_scale=2.0)
+    assert (guided.nfe_each % 2 == 0).all()
+    with pytest.raises(DataError, match="each choose the steps"):
+        pipe([0], nfe=2, tolerance=0.05)
+
+
 def test_importing_the_package_stays_light():
     code = "import sys, mlx_tasks; print(sorted({'mlx', 'numpy', 'torch'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_tasks.diffusion.guidance import Guidance
 from mlx_tasks.samplers.denoiser import network_denoiser
 from mlx_tasks.samplers.driver import Samples, sample
 from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
@@ -48,7 +49,7 @@ def sample_bundle(
     grid: Grid | LearnedSteps | Sequence[float] | None = None,
     solver: str | None = None,
     batch_size: int = 64,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Guidance | None = None,
     callback: Any = None,
     keys: mx.array | None = None,
     options: dict[str, Any] | None = None,
@@ -59,13 +60,14 @@ def sample_bundle(
     empty label, which then draws of any class, unguided.
     batch_size: images sampled together (guidance doubles what the network sees).
     callback: callback(step_index, sigma, x0_estimate) of each chunk in turn.
+    guidance_scale: a scale, or all of guidance.
     keys: (B, 2) uint32, one an image, for solvers that draw noise; options: the solver's own numbers.
     Returns: Samples with float images, not clipped.
     Raises: ValueError for labels that do not match the noise or the classes, and as `sample` does.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    labels = _check_labels(bundle, class_labels, len(noise))
+    labels = check_labels(bundle, class_labels, len(noise))
     steps = own_steps(bundle) if grid is None else grid
     scale = bundle.sampler.guidance_scale if guidance_scale is None else guidance_scale
     if class_labels is None:
@@ -134,7 +136,11 @@ def denoising_strip(
     return Strip(images, (*(levels[i] for i in chosen), 0.0))
 
 
-def _check_labels(bundle: Bundle, class_labels: Labels, count: int) -> mx.array | None:
+def check_labels(bundle: Bundle, class_labels: Labels, count: int) -> mx.array | None:
+    """Labels (count,) as int32; the empty one where none are given and there is one.
+
+    Raises: ValueError for another count, or labels outside the bundle's classes.
+    """
     if class_labels is None:
         empty = bundle.sampler.null_label
         return None if empty is None else mx.full((count,), empty, dtype=mx.int32)
