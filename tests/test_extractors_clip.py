@@ -11,6 +11,10 @@ import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from mlx_tasks.domains.detector import UNKNOWN
+from mlx_tasks.domains.examples import draw
+from mlx_tasks.domains.zero_shot import CAPTIONS as CAPTIONS_OF_KINDS
+from mlx_tasks.domains.zero_shot import guess_domain, guess_zero_shot
 from mlx_tasks.errors import DataError
 from mlx_tasks.metrics.clip_score import clip_score, clip_scores, r_precision
 from mlx_tasks.metrics.cmmd import cmmd
@@ -221,3 +225,27 @@ def test_cmmd_of_clip_embeddings_sees_another_set_of_pictures(tmp_path):
     dark, bright = rng.integers(0, 120, (40, 24, 24, 3)), rng.integers(130, 256, (20, 24, 24, 3))
     dark, bright = (clip(x.astype(np.uint8)) for x in (dark, bright))
     assert cmmd(dark[:20], bright).low > cmmd(dark[:20], dark[20:]).high
+
+
+def test_a_kind_of_images_is_guessed_with_transformers_own_probabilities(with_tokenizer):
+    kinds = {"cats": ("a photo of a cat",), "dogs": ("a dog of 42 cats",), "none": ("x",)}
+    clip, images = Clip(with_tokenizer), np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
+    model = transformers.CLIPModel.from_pretrained(with_tokenizer).eval()
+    pixels = torch.tensor(clip.preprocessing(images)).permute(0, 3, 1, 2)
+    tokens = torch.tensor(clip.tokenize([words[0] for words in kinds.values()])).long()
+    with torch.no_grad():
+        expected = model(input_ids=tokens, pixel_values=pixels).logits_per_image.softmax(dim=-1).mean(dim=0).numpy()
+    found = guess_zero_shot(images, clip, kinds)
+    np.testing.assert_allclose(list(found.chances.values()), expected, atol=1e-4)
+    best = max(found.chances, key=lambda name: found.chances[name])
+    assert found.name == (best if found.chances[best] >= 0.5 else UNKNOWN)
+    assert guess_domain(images, with_tokenizer).chances.keys() == CAPTIONS_OF_KINDS.keys()
+
+
+def test_without_weights_the_detector_guesses(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_TASKS_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    images = draw("digits", "test", 64, 16, np.random.default_rng(0))
+    assert guess_domain(images).name == "digits"
+    with pytest.raises(DataError):
+        guess_domain(images, tmp_path / "nowhere")

@@ -148,6 +148,13 @@ def test_a_broken_policy_is_named(tmp_path):
         load_policy(tmp_path / "nowhere")
 
 
+def test_a_policy_of_another_model_is_refused(tmp_path):
+    save_policy(tmp_path / "policy", make_policy(8, 2), {"bundle": "a" * 64})
+    assert load_policy(tmp_path / "policy", "a" * 64) and load_policy(tmp_path / "policy")
+    with pytest.raises(DataError, match="learned on model aaaaaaaaaaaa, not on bbbbbbbbbbbb: run the tune stage"):
+        load_policy(tmp_path / "policy", "b" * 64)
+
+
 def test_killed_learning_goes_on_to_the_same_policy(tmp_path):
     """Stopped after the third of six iterations, in a new process's state: equal weights, equal rewards."""
 

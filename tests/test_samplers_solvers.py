@@ -213,6 +213,18 @@ def _diffusers_run(scheduler, noise):
     return x.numpy(), estimates
 
 
+def test_a_callback_can_end_the_run_with_its_estimate():
+    seen = []
+
+    def callback(index, sigma, estimate):
+        seen.append(np.array(estimate))
+        return index == 2
+
+    denoise, grid = network_denoiser(_v_network, SCHEDULE), uniform_grid(SCHEDULE, 8)
+    drawn = sample(denoise, NOISE, grid, "dpmpp_2m", callback=callback)
+    assert drawn.nfe == 3 == len(seen) and np.array_equal(np.array(drawn.images), seen[-1])
+
+
 def _assert_same_run(scheduler, grid, solver):
     estimates = []
     denoise = network_denoiser(_v_network, SCHEDULE)

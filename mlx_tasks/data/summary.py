@@ -85,9 +85,9 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 def _domain(images: np.ndarray) -> dict[str, Any]:
     """What kind of pictures these are (the detector looks at an even sample of them)."""
     from mlx_tasks.domains.book import mean_statistics
-    from mlx_tasks.domains.detector import detect_domain
+    from mlx_tasks.domains.zero_shot import guess_domain
 
     pixels = np.asarray(images)
-    guess = detect_domain(pixels)
+    guess = guess_domain(pixels)
     statistics = [float(f"{value:.6g}") for value in mean_statistics(pixels)]
     return {"name": guess.name, "probability": float(guess.probability), "statistics": statistics}

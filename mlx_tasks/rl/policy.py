@@ -62,12 +62,22 @@ def save_policy(folder: Path, policy: ActorCriticPolicy, notes: dict[str, Any]) 
         write_json(fresh / _SHAPE, shape)
 
 
-def load_policy(folder: Path) -> ActorCriticPolicy:
-    """The policy of a folder.  Raises: DataError where a file is missing, damaged, or of another shape."""
+def load_policy(folder: Path, bundle: str | None = None) -> ActorCriticPolicy:
+    """The policy of a folder.
+
+    bundle: digest of the model it is to act on; None where it is only a start for learning on.
+    Raises: DataError where a file is missing, damaged, of another shape, or was learned on another model.
+    """
     try:
         shape = read_json(folder / _SHAPE)
         if shape["net_arch"] != list(NET_ARCH):
             raise DataError(f"{folder / _SHAPE} has layers {shape['net_arch']}, this code makes {list(NET_ARCH)}")
+        learned_on = (shape.get("notes") or {}).get("bundle")
+        if bundle is not None and learned_on != bundle:
+            raise DataError(
+                f"{folder} holds a policy that was learned on model {str(learned_on)[:12]}, not on {bundle[:12]}: run "
+                "the tune stage for this model, or give the policy as a start to learn on from"
+            )
         policy = make_policy(shape["observation_size"], shape["action_size"])
         set_policy_arrays(policy, load((folder / _WEIGHTS).read_bytes()))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

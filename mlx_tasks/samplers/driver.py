@@ -17,8 +17,10 @@ from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.noise import split
 from mlx_tasks.samplers.solvers import find_solver
 
-Callback = Callable[[int, float, mx.array], None]
-"""callback(step_index, sigma, x0_estimate), after each step: the estimate the step started from."""
+Callback = Callable[[int, float, mx.array], bool | None]
+"""callback(step_index, sigma, x0_estimate), after each step: the estimate the step started from.
+
+True ends the run with that estimate as its result."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def sample(
         if not math.isfinite(float(total)):
             raise SamplerDivergedError(index, sigma)
         if callback is not None and counted.first is not None:
-            callback(index, sigma, counted.first)
+            if callback(index, sigma, counted.first) is True:
+                return Samples(counted.first, counted.evaluations)
     return Samples(x, counted.evaluations)
 
 
