@@ -228,6 +228,7 @@ def _schedules():
         {
             "number": i + 1,
             "steps": 128 * (i + 1),
+            "episodes": 21 * (i + 1),
             "reward": None if i == 0 else value - 0.1,
             "greedy_reward": value,
             "best_reward": max(greedy[: i + 1]),
@@ -412,9 +413,23 @@ def test_the_page_needs_no_network_and_no_other_file(page):
     assert "prefers-color-scheme: dark" in page and "@media print" in page and 'name="viewport"' in page
 
 
+def test_the_errors_of_every_method_are_drawn_where_they_are(page):
+    chart = re.search(r"Error by network evaluations</h3><figure>(<svg.*?</svg>)", page, flags=re.S)
+    root = ElementTree.fromstring(re.sub(r' xmlns="[^"]*"', "", chart[1]))
+    titles = [node.text for node in root.iter("title")]
+    assert {"uniform", "PPO", "least squares"} <= {text.split(",")[0] for text in titles}
+    assert any(text.startswith("least squares, 8 evaluations: 0.037") for text in titles)
+    heights = {}
+    for node in root.iter():
+        tip = node.find("title")
+        if tip is not None and tip.text.startswith("uniform, "):
+            heights[int(tip.text.split()[1])] = float(node.get("cy"))
+    assert heights[4] < heights[6] < heights[8]  # an error that falls is drawn lower
+
+
 def test_every_chart_is_whole_svg_with_finite_places_inside_its_frame(page):
     drawn = re.findall(r"<svg viewBox.*?</svg>", page, flags=re.S)
-    assert len(drawn) >= 8  # ruler, two of quality, Pareto, three grids, rewards
+    assert len(drawn) >= 9  # ruler, two of quality, Pareto, three grids, errors, rewards
     for text in drawn:
         root = ElementTree.fromstring(text)
         _, _, width, height = (float(v) for v in root.get("viewBox").split())

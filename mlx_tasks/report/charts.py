@@ -180,23 +180,61 @@ def grids_chart(rows: Sequence[dict[str, Any]]) -> str:
     return picture(552, height, parts, "Grids in log SNR, with their errors")
 
 
-def reward_chart(records: Sequence[dict[str, Any]]) -> str:
-    """What PPO earned over its environment steps: episodes with exploration, the likeliest actions, the best so far.
+WITHOUT_SEARCH = ("uniform", "log_snr", "karras", "remembered")
+LEARNED_STEPS = ("gradient", "least_squares")
 
-    records: mappings with steps, reward (None where no episode ended), greedy_reward and best_reward.
+
+def errors_chart(budgets: Sequence[dict[str, Any]]) -> str:
+    """Error against network evaluations, both logarithmic: a line a method, named at its end.
+
+    budgets: mappings with nfe and grids, those with grid, nfe, error {value, low, high} and kept (bool).
+    Circles need no search, squares were searched or chosen by PPO, triangles are learned steps; what is kept is bold.
+    """
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for budget in budgets:
+        for row in budget["grids"]:
+            methods.setdefault(row["grid"], []).append(row)
+    every = [row for rows in methods.values() for row in rows]
+    nfe = sorted({row["nfe"] for row in every})
+    x = axis_over(nfe, 56, 400, log=True, ticks=[(n, str(n)) for n in nfe])
+    y = axis_over([row["error"][end] for row in every for end in ("low", "value", "high")], 330, 30, log=True)
+    parts = [frame(x, y, "network evaluations an image (NFE)", "distance to the many-step result (RMS)")]
+    ends = {name: max(rows, key=lambda row: row["nfe"]) for name, rows in methods.items()}
+    places = _apart([y(row["error"]["value"]) for row in ends.values()], 13)
+    for (name, rows), place in zip(methods.items(), places, strict=True):
+        shape, class_ = ("circle", "c5") if name in WITHOUT_SEARCH else ("square", "c0")
+        shape, class_ = ("triangle", "c1") if name in LEARNED_STEPS else (shape, class_)
+        ordered = sorted(rows, key=lambda row: row["nfe"])
+        points = [(x(row["nfe"]), y(row["error"]["value"])) for row in ordered]
+        kept = any(row["kept"] for row in rows)
+        parts.append(polyline(points, f"series {'thick ' * kept}{class_}"))
+        for row, (across, down) in zip(ordered, points, strict=True):
+            low, high = y(row["error"]["low"]), y(row["error"]["high"])
+            parts.append(element("line", x1=across, x2=across, y1=low, y2=high, class_=f"whisker {class_}"))
+            title = f"{grid_name(name)}, {row['nfe']} evaluations: {interval(row['error'])}"
+            parts.append(mark(shape, across, down, class_, title, 5.6 if row["kept"] else 4.2))
+        last = points[-1][0]
+        parts.append(label(max(last, x.end - 8) + 16, place + 4, grid_name(name), f"name {'role-winner' * kept}"))
+    return picture(540, 380, parts, "Error against network evaluations, by method")
+
+
+def reward_chart(records: Sequence[dict[str, Any]]) -> str:
+    """What PPO earned over its episodes: while exploring, by the likeliest actions, and the best so far.
+
+    records: mappings with episodes, reward (None where no episode ended), greedy_reward and best_reward.
     """
     names = ("reward", "greedy_reward", "best_reward")
-    x = Axis(0, max(record["steps"] for record in records), 62, 490)
+    x = Axis(0, max(record["episodes"] for record in records), 62, 490)
     y = axis_over([record[name] for record in records for name in names if record[name] is not None], 210, 30)
-    parts = [frame(x, y, "environment steps", "reward")]
+    parts = [frame(x, y, "episodes", "reward")]
     parts.extend(
-        mark("circle", x(record["steps"]), y(record["reward"]), "c5", f"{number(record['reward'])}", 2.6)
+        mark("circle", x(record["episodes"]), y(record["reward"]), "c5", f"{number(record['reward'])}", 2.6)
         for record in records
         if record["reward"] is not None
     )
     for name, class_ in (("greedy_reward", "series c0"), ("best_reward", "series thick c1")):
-        parts.append(polyline([(x(record["steps"]), y(record[name])) for record in records], class_))
-    return picture(510, 255, parts, "Reward over PPO's environment steps")
+        parts.append(polyline([(x(record["episodes"]), y(record[name])) for record in records], class_))
+    return picture(510, 255, parts, "Reward over PPO's episodes")
 
 
 def legend_mark(shape: str, class_: str) -> str:

@@ -143,7 +143,7 @@ def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:
         "reference": raw["reference"],
         "noises": raw["noises"],
         "rewards": [
-            {key: record[key] for key in ("steps", "reward", "greedy_reward", "best_reward")}
+            {key: record[key] for key in ("episodes", "reward", "greedy_reward", "best_reward")}
             for record in raw["rewards"]
         ],
     }

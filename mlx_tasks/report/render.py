@@ -75,7 +75,7 @@ def duration(seconds: float | None) -> str:
 
 def _charts(report: dict[str, Any]) -> dict[str, Any]:
     """Name -> SVG (or None where its numbers are missing)."""
-    made: dict[str, Any] = {"ruler": None, "quality": [], "pareto": None, "grids": [], "rewards": None}
+    made: dict[str, Any] = {"ruler": None, "quality": [], "pareto": None, "grids": [], "errors": None, "rewards": None}
     if report["scores"]:
         made["ruler"] = Markup(charts.ruler_chart(_ruler_rows(report)))
         made["quality"] = _quality_charts(report)
@@ -90,6 +90,8 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
             }
             for budget in report["schedules"]["budgets"]
         ]
+        if len(report["schedules"]["budgets"]) > 1:
+            made["errors"] = Markup(charts.errors_chart(report["schedules"]["budgets"]))
         if len(report["schedules"]["rewards"]) > 1:
             made["rewards"] = Markup(charts.reward_chart(report["schedules"]["rewards"]))
             made["reward_legend"] = [
