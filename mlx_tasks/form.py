@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_tasks.config import Config, load_config
+from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
+from mlx_tasks.params import load_config
 
 KEEP = "preset"
 """What `promotion` says to keep the preset's value: a switch has no third position."""

@@ -11,9 +11,10 @@ from test_end_to_end import clone_with_edits
 from mlx_tasks.ablation.commands import rows
 from mlx_tasks.ablation.parts import PARTS, find_parts, switched_off
 from mlx_tasks.ablation.run import Result
-from mlx_tasks.config import Config, parse_config
+from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
 from mlx_tasks.metrics.significance import Difference
+from mlx_tasks.params import parse_config
 
 
 @pytest.mark.parametrize("name", PARTS)

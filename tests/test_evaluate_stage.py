@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from mlx_tasks import hardware
-from mlx_tasks.config import Model, parse_config
+from mlx_tasks.config import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
@@ -28,6 +28,7 @@ from mlx_tasks.metrics.row_store import RowStore
 from mlx_tasks.metrics.winner import choose_winner
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
+from mlx_tasks.params import parse_config
 from mlx_tasks.progress import Progress
 from mlx_tasks.samplers.grids import log_snr_grid, uniform_grid
 from mlx_tasks.samplers.learned import LearnedSteps

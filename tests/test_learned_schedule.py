@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from training_world import context, digits, workspace
 
-from mlx_tasks.config import parse_config
 from mlx_tasks.diffusion.learned_schedule import BINS, FLOOR, edges, learned_schedule, reference_mass
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import sha256_file
 from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.params import parse_config
 from mlx_tasks.stages import train
 from mlx_tasks.training import schedule_learning
 from mlx_tasks.training.batches import noised_batch

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_tasks import hardware
-from mlx_tasks.config import Model, parse_config
+from mlx_tasks.config import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.domains.book import Entry, SettingsBook, entries_of_run
 from mlx_tasks.domains.features import NAMES
@@ -15,6 +15,7 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
+from mlx_tasks.params import parse_config
 from mlx_tasks.progress import Progress
 from mlx_tasks.rl import tuning
 from mlx_tasks.rl.comparison import METHODS as ALL_METHODS

@@ -10,13 +10,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_tasks import hardware
-from mlx_tasks.config import Model, parse_config
+from mlx_tasks.config import Model
 from mlx_tasks.data.loader import ImageSet, to_float
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
+from mlx_tasks.params import parse_config
 from mlx_tasks.progress import Progress
 from mlx_tasks.search.objectives import distillation_error, measure_cost
 from mlx_tasks.search.pareto import pareto_front

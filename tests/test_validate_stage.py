@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mlx_tasks.config import Config, parse_config
+from mlx_tasks.config import Config
 from mlx_tasks.data.expectations import check_manifest
 from mlx_tasks.data.loader import load_split
 from mlx_tasks.errors import DataError
 from mlx_tasks.hardware import detect
+from mlx_tasks.params import parse_config
 from mlx_tasks.progress import Progress
 from mlx_tasks.stages import validate
 from mlx_tasks.stages.context import StageContext

@@ -8,8 +8,8 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 from mlx_tasks import hardware
-from mlx_tasks.config import parse_config, write_params
 from mlx_tasks.data.loader import ImageSet
+from mlx_tasks.params import parse_config, write_params
 from mlx_tasks.progress import Progress
 from mlx_tasks.stages.context import StageContext
 
@@ -96,7 +96,7 @@ def workspace(root: Path, labelled=True, **changes) -> Path:
 
 def context(root: Path, target: str) -> StageContext:
     """What a stage's process would hand to `run`, with a tracker that keeps its rows."""
-    from mlx_tasks.config import load_config
+    from mlx_tasks.params import load_config
 
     progress = Progress(target, root / ".run" / "progress", echo=lambda *args, **kwargs: None)
     return StageContext(target, load_config(root), root, hardware.detect(), Kept(), progress)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_tasks.config import parse_override
+from mlx_tasks.params import parse_override
 
 
 def add_commands(commands: Any) -> None:

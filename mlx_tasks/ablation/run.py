@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from mlx_tasks.ablation.parts import Part, switched_off
-from mlx_tasks.config import load_config
 from mlx_tasks.errors import UnavailableError
 from mlx_tasks.files import read_json
 from mlx_tasks.metrics.frechet import frechet_distance
 from mlx_tasks.metrics.significance import Difference, difference, difference_over_seeds
+from mlx_tasks.params import load_config
 from mlx_tasks.workspace.opening import open_run
 from mlx_tasks.workspace.paths import Places, workspace_path
 

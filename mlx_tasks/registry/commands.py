@@ -47,8 +47,8 @@ def _regress(arguments: argparse.Namespace) -> int:
 
 
 def _download(model: str | None, folder: Path) -> Path:
-    from mlx_tasks.config import load_config
     from mlx_tasks.errors import DataError
+    from mlx_tasks.params import load_config
     from mlx_tasks.registry.mlflow_registry import Registry
     from mlx_tasks.tracking.rest import tracking_uri
 

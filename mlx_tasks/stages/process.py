@@ -14,9 +14,9 @@ from types import FrameType
 
 from mlx_tasks import hardware, locks
 from mlx_tasks.catalog import Stage, dvc_target
-from mlx_tasks.config import load_config
 from mlx_tasks.errors import ExitCode, GateRefused, InterruptedStageError
 from mlx_tasks.failures import classify
+from mlx_tasks.params import load_config
 from mlx_tasks.progress import Progress
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.stages.record import StageRecord

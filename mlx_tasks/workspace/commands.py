@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlx_tasks.config import load_config, parse_override, write_params
 from mlx_tasks.errors import DataError
 from mlx_tasks.events import emit
+from mlx_tasks.params import load_config, parse_override, write_params
 
 
 def add_commands(commands: Any) -> None:

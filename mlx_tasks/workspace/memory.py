@@ -11,10 +11,10 @@ import os
 import signal
 from pathlib import Path
 
-from mlx_tasks.config import load_config
 from mlx_tasks.errors import ExitCode
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.hardware import detect
+from mlx_tasks.params import load_config
 
 MICRO_BATCH_VARIABLE = "MLX_TASKS_MICRO_BATCH"
 _BRANCHES = {"search_trial": "search", "search_select": "search"}

@@ -18,11 +18,11 @@ from typing import Any, TypedDict
 import psutil
 
 from mlx_tasks.catalog import STAGES, dvc_target
-from mlx_tasks.config import load_config
 from mlx_tasks.errors import DataError, ExitCode, InterruptedStageError, StageError, UnavailableError
 from mlx_tasks.events import EVENTS_VARIABLE, emit
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.locks import held
+from mlx_tasks.params import load_config
 from mlx_tasks.stages.record import NODE_VARIABLE, record_path
 from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, parents_for_child
 from mlx_tasks.workspace import git, mlflow_parent, outs

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from mlx_tasks.config import Config, parse_config, write_params
+from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError, UnavailableError
 from mlx_tasks.files import atomic_write_text, read_json, write_json
 from mlx_tasks.form import resolve
 from mlx_tasks.locks import held
+from mlx_tasks.params import parse_config, write_params
 from mlx_tasks.workspace import git
 from mlx_tasks.workspace.mlflow_parent import start_parent
 from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
