@@ -49,11 +49,11 @@ def main() -> None:
     given = parser.parse_args()
     bundle, rows = read_bundle(given.bundle), []
     other = read_bundle(given.other) if given.other else None
-    for seed in range(given.seeds):
-        rows += one_seed(bundle, other, seed, given)
     config = {"bundle": bundle.digest, "steps": given.steps, "budgets": given.budgets, "batch": given.batch}
     config |= {"other": other.digest if other else None, "guidance": bundle.sampler.guidance_scale}
-    print(save(given.name, question="How many episodes does PPO need?", config=config, rows=rows))
+    for seed in range(given.seeds):
+        rows += one_seed(bundle, other, seed, given)
+        print(save(given.name, question="How many episodes does PPO need?", config=config, rows=rows), flush=True)
 
 
 def one_seed(bundle: Bundle, other: Bundle | None, seed: int, given: Any) -> list[dict[str, Any]]:
