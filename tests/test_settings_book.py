@@ -42,6 +42,11 @@ def test_the_grid_of_another_budget_keeps_ends_and_shape():
     assert book.grid_for(statistics("digits"), 1, SCHEDULE).num_steps == 1
     both = book.with_entries([entry("digits", 6, sigmas=tuple(np.geomspace(9.0, 0.1, 6)))])
     assert both.grid_for(statistics("digits"), 5, SCHEDULE).sigmas[0] == pytest.approx(9.0, rel=0.03)
+    better = Entry(
+        **{**vars(both.entries[-1]), "sigmas": tuple(np.geomspace(7.0, 0.1, 6)), "error": 0.01, "bundle": "c"}
+    )
+    improved = both.with_entries([better]).grid_for(statistics("digits"), 5, SCHEDULE)
+    assert improved.sigmas[0] == pytest.approx(7.0, rel=0.03)
     assert SettingsBook().grid_for(statistics("digits"), 4, SCHEDULE) is None
 
 

@@ -102,13 +102,18 @@ class SettingsBook:
     def grid_for(self, statistics: Sequence[float], budget: int, schedule: NoiseSchedule) -> Grid | None:
         """The nearest images' grid for a number of evaluations, or None from an empty book.
 
-        Of entries at equal distance (one run's) the one whose budget is nearest; with another budget its levels are
-        interpolated in log sigma over their places, ends kept.
+        Of entries at equal distance the one whose budget is nearest, then the one that gained most over even steps;
+        with another budget its levels are interpolated in log sigma over their places, ends kept.
         """
         found = self.nearest(statistics)
         if not found:
             return None
-        entry = min(found, key=lambda pair: (round(pair[0], 9), abs(pair[1].budget - budget)))[1]
+
+        def order(pair: tuple[float, Entry]) -> tuple[float, int, float]:
+            distance, entry = pair
+            return round(distance, 9), abs(entry.budget - budget), entry.error / max(entry.uniform_error, 1e-12)
+
+        entry = min(found, key=order)[1]
         places = np.linspace(0.0, 1.0, budget) if budget > 1 else np.array([0.0])
         logs = np.interp(places, np.linspace(0.0, 1.0, entry.budget), np.log(entry.sigmas))
         return rounded_grid(schedule, schedule.t_from_sigma(np.exp(logs)))
