@@ -15,9 +15,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    """What people import from the package's top, imported only then."""
+    """What people import from the package's top, imported only then, and after a real BLAS where MLX would lack one."""
     if name in _LAZY:
         import importlib
 
+        from mlx_tasks import hardware
+
+        hardware.prepare()
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
