@@ -8,6 +8,7 @@ images = pipe(class_labels=[3, 1, 4], seed=0).images
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from mlx_tasks.samplers.bundle_sampler import bundle_noise, check_labels, own_st
 from mlx_tasks.samplers.denoiser import NetworkDenoiser, network_denoiser
 from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
 from mlx_tasks.samplers.learned import LearnedSteps
+
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 
@@ -137,12 +140,17 @@ class DiffusionPipeline:
         nfe: network evaluations an image may cost, where a scheduler was fitted; the bundle's own steps otherwise.
         guidance_scale: a scale, or a `Guidance` with its interval, rescale and threshold; the bundle's own otherwise.
         tolerance: of error-controlled steps, 0.02 for example: each image then takes what it needs, with no grid.
-        Raises: DataError for a budget without a scheduler, or labels and a number that differ; ValueError for labels
-            out of range.
+        Raises: DataError for a budget without a scheduler, labels and a number that differ, no images, or guidance
+            without labels; ValueError for labels out of range.
         """
         if class_labels is not None and num_images not in (None, len(class_labels)):
             raise DataError(f"{len(class_labels)} labels and num_images {num_images} differ: give one of them")
-        count = len(class_labels) if class_labels is not None else num_images or 1
+        count = len(class_labels) if class_labels is not None else 1 if num_images is None else num_images
+        if count < 1:
+            raise DataError(f"at least one image must be asked for, got {count}")
+        asked = guidance_scale if isinstance(guidance_scale, Guidance) else Guidance(guidance_scale or 0.0)
+        if class_labels is None and guidance_scale not in (None, 0.0) and asked.on:
+            raise DataError("guidance needs a condition: give class_labels, or leave guidance_scale out")
         noise = bundle_noise(self.bundle, seed, count)
         if tolerance is not None:
             if nfe is not None:
@@ -198,7 +206,17 @@ class DiffusionPipeline:
             strength = 1.0 if labels is None else guidance
             return network_denoiser(bundle.model, bundle.schedule, own, strength, bundle.sampler.null_label)
 
-        drawn = sample_within(denoise, noise, Control(tolerance))
+        levels = bundle.schedule.sigmas
+        control = Control(tolerance, start=min(Control.start, float(levels[-1])))
+        drawn = sample_within(denoise, noise, control)
+        if not drawn.met.all():
+            logger.warning(
+                "tolerance=%g met=%d of %d: the others end after %d calls; ask for less",
+                tolerance,
+                int(drawn.met.sum()),
+                len(noise),
+                control.most,
+            )
         return PipelineOutput(to_uint8(np.array(drawn.images)), float(drawn.nfe.mean()), drawn.nfe)
 
     def _steps(

@@ -101,11 +101,21 @@ def test_an_estimate_that_is_not_finite_is_named():
     assert error.value.sigma < 3.0
 
 
-@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"tolerance": 0.1, "most": 1}, {"tolerance": float("nan")}])
-def test_limits_that_are_none_are_refused(wrong):
-    with pytest.raises(DataError, match="finite and above 0"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tolerance": 0.0}, r"tolerance must be finite and above 0, got 0\.0"),
+        ({"tolerance": float("nan")}, "tolerance must be finite"),
+        ({"tolerance": 0.1, "longest": -1.0}, r"longest must be finite and above 0, got -1\.0"),
+        ({"tolerance": 0.1, "most": 1}, "most must be at least 2"),
+    ],
+)
+def test_limits_that_are_none_are_refused(wrong, message):
+    with pytest.raises(DataError, match=message):
         Control(**wrong)
 
 
 def test_the_most_calls_are_kept():
-    assert sample_within(rows_of, NOISE, Control(1e-5, most=7)).nfe.tolist() == [7] * 64
+    drawn = sample_within(rows_of, NOISE, Control(1e-5, most=7))
+    assert drawn.nfe.tolist() == [7] * 64 and not drawn.met.any()
+    assert sample_within(rows_of, NOISE, Control(0.05)).met.all()

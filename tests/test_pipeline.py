@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from registry_workspace import write_small_bundle
 
 import mlx_tasks
 from mlx_tasks import AdaptiveScheduler, DiffusionPipeline
+from mlx_tasks.diffusion import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.registry.draw import draw
 
@@ -87,6 +89,32 @@ def test_guidance_of_any_kind_and_steps_within_a_tolerance(pipe):
     assert (guided.nfe_each % 2 == 0).all()
     with pytest.raises(DataError, match="each choose the steps"):
         pipe([0], nfe=2, tolerance=0.05)
+
+
+def test_what_cannot_be_drawn_is_refused_by_name(pipe):
+    for nothing in ({"num_images": 0}, {"class_labels": []}, {"class_labels": [], "tolerance": 0.05}):
+        with pytest.raises(DataError, match="at least one image"):
+            pipe(**nothing)
+    for strength in (3.0, mlx_tasks.Guidance(2.0)):
+        with pytest.raises(DataError, match="guidance needs a condition"):
+            pipe(num_images=2, guidance_scale=strength)
+    assert pipe(num_images=2, guidance_scale=1.0).nfe == 2
+
+
+def test_a_tolerance_starts_within_the_schedule_and_says_what_it_missed(pipe, caplog):
+    schedule = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    highest = []
+
+    def model(x, t, labels):
+        highest.append(float(t.max()))
+        return pipe.bundle.model(x, t, labels)
+
+    narrow = DiffusionPipeline(replace(pipe.bundle, schedule=schedule, model=model))
+    assert schedule.sigmas[-1] < 15
+    narrow([0, 1], tolerance=0.05)
+    assert highest[0] == pytest.approx(999.0) and all(t < 999 for t in highest[1:])
+    pipe([0], tolerance=1e-7)
+    assert "met=0 of 1: the others end after 64 calls" in caplog.text
 
 
 def test_what_the_package_offers_loads_its_blas_before_mlx():

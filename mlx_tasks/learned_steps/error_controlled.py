@@ -49,12 +49,11 @@ class Control:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        numbers = (self.tolerance, self.start, self.first, self.longest, self.sigma_data)
-        if not all(math.isfinite(number) and number > 0.0 for number in numbers) or self.most < 2:
-            raise DataError(
-                "tolerance, start, first, longest and sigma_data must be finite and above 0 and most at least 2, got "
-                f"{', '.join(f'{number:g}' for number in numbers)} and {self.most}"
-            )
+        for name in ("tolerance", "start", "first", "longest", "sigma_data"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
+                raise DataError(f"{name} must be finite and above 0, got {getattr(self, name)!r}")
+        if self.most < 2:
+            raise DataError(f"most must be at least 2 calls, got {self.most}")
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,13 @@ class PacedSamples:
         images: (B, H, W, C) float.
         nfe: (B,) network evaluations each image took, guidance counted twice.
         levels: the noise levels each image was evaluated at, falling.
+        met: (B,) whether each image's estimate had settled within the tolerance when it left.
     """
 
     images: mx.array
     nfe: np.ndarray
     levels: tuple[tuple[float, ...], ...]
+    met: np.ndarray
 
 
 def sample_within(denoise: PacedRows, noise: mx.array, control: Control) -> PacedSamples:
@@ -85,7 +86,7 @@ def sample_within(denoise: PacedRows, noise: mx.array, control: Control) -> Pace
     count = len(noise)
     rows, sigma = np.arange(count), np.full(count, control.start)
     images: list[mx.array | None] = [None] * count
-    nfe, visited = np.zeros(count, int), [[] for _ in range(count)]
+    nfe, visited, met = np.zeros(count, int), [[] for _ in range(count)], np.zeros(count, bool)
     x, before, fallen = noise * math.sqrt(1.0 + control.start**2), None, np.zeros(count)
     for call in range(1, control.most + 1):
         run = denoise(rows)
@@ -105,7 +106,9 @@ def sample_within(denoise: PacedRows, noise: mx.array, control: Control) -> Pace
                 worst = int(np.flatnonzero(~np.isfinite(size))[0])
                 raise SamplerDivergedError(call - 1, float(sigma[worst]))
             rate = size / fallen
-            done = (rate <= control.tolerance) | (call == control.most)
+            settled = rate <= control.tolerance
+            met[rows[settled]] = True
+            done = settled | (call == control.most)
             step = _longest(rate, sigma, control)
         for place in np.flatnonzero(done):
             images[rows[place]] = estimate[int(place)]
@@ -120,9 +123,8 @@ def sample_within(denoise: PacedRows, noise: mx.array, control: Control) -> Pace
         if change is not None:
             x = x + _column(share * step / (2.0 * held), x) * change
         before, fallen, sigma = estimate, step, sigma * np.exp(-step)
-    return PacedSamples(
-        mx.stack([image for image in images if image is not None]), nfe, tuple(tuple(levels) for levels in visited)
-    )
+    levels = tuple(tuple(path) for path in visited)
+    return PacedSamples(mx.stack([image for image in images if image is not None]), nfe, levels, met)
 
 
 def _longest(rate: np.ndarray, sigma: np.ndarray, control: Control) -> np.ndarray:

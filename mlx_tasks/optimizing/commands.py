@@ -130,7 +130,7 @@ def _device_cost(arguments: argparse.Namespace) -> int:
 
     machine = hardware.prepare()
     from mlx_tasks.models.bundle import read_bundle
-    from mlx_tasks.optimizing.cost_table import cost_table
+    from mlx_tasks.optimizing.cost_table import cost_table, fastest
 
     rows = cost_table(read_bundle(arguments.model), machine.chip, batches=arguments.batches, again=arguments.again)
     if arguments.json:
@@ -140,19 +140,13 @@ def _device_cost(arguments: argparse.Namespace) -> int:
     table = Table(title=title, title_justify="left")
     for head in ("images a call", "numbers", "guidance", "ms an image", "lowest to highest"):
         table.add_column(head, justify="left" if head in ("numbers", "guidance") else "right")
-    best = {
-        (row.batch, row.guidance == "none"): min(
-            other.ms for other in rows if (other.batch, other.guidance == "none") == (row.batch, row.guidance == "none")
-        )
-        for row in rows
-    }
     for row in rows:
-        mark = "◆ " if row.ms == best[row.batch, row.guidance == "none"] else "  "
+        mark = "◆ " if row == fastest(rows, row.batch, guided=row.guidance != "none") else "  "
         spread = f"{row.low_ms:.3g} to {row.high_ms:.3g}"
         table.add_row(str(row.batch), row.dtype, row.guidance, f"{mark}{row.ms:.3g}", spread)
     console = Console()
     console.print(table)
-    console.print("guidance: both branches together in one batch, or apart, one after the other; ◆ the fastest")
+    console.print("◆ the fastest; guidance: both branches together in one batch, or apart")
     return 0
 
 
