@@ -235,3 +235,17 @@ def test_labels_are_refused_where_the_network_takes_none_and_the_other_way_round
     model = UNet2DModel(UNet2DConfig.from_dict(settings(name)))
     with pytest.raises(ValueError, match="class_labels"):
         model(mx.zeros((1, 8, 8, 1)), 0, None if labels is None else mx.array(labels))
+
+
+@pytest.mark.parametrize("name", ["demo", "silu", "three_levels", "fourier"])
+def test_an_image_is_the_same_bits_alone_and_in_any_batch(name):
+    """A request's image may not depend on who asked at the same time."""
+    model = UNet2DModel(UNet2DConfig.from_dict(settings(name)))
+    generator = np.random.default_rng(0)
+    x = mx.array(generator.normal(size=(7, 16, 16, model.config.in_channels)).astype(np.float32))
+    t = mx.array(generator.uniform(1, 900, 7).astype(np.float32))
+    labels = None if model.config.num_class_embeds is None else mx.array(generator.integers(0, 3, 7))
+    together = np.array(model(x, t, labels))
+    for rows in (slice(0, 1), slice(3, 4), slice(1, 3), slice(2, 7)):
+        own = np.array(model(x[rows], t[rows], None if labels is None else labels[rows]))
+        np.testing.assert_array_equal(own, together[rows])

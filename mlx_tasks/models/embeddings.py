@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_tasks.models.activations import silu
+from mlx_tasks.models.layers import RowLinear
 
 MAX_PERIOD = 10_000
 
@@ -61,8 +62,8 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, channels: int, time_embed_dim: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(channels, time_embed_dim)
-        self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
+        self.linear_1 = RowLinear(channels, time_embed_dim)
+        self.linear_2 = RowLinear(time_embed_dim, time_embed_dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (B, channels) -> (B, time_embed_dim)."""

@@ -1,4 +1,4 @@
-"""Normalisation, and the layers that double and halve an image."""
+"""Normalisation, rows of an embedding, and the layers that double and halve an image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import mlx.nn as nn
 
 from mlx_tasks import hardware
 from mlx_tasks.models.convolution import DoublingConv, HalvingConv
+
+
+ROWS = 4
+"""That a BLAS takes at once (MKL's and OpenBLAS' float32 kernels work on multiples of four rows)."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -47,6 +51,21 @@ def group_norm(x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: 
     centred = flat - mean_of_groups(flat)
     scale = mx.rsqrt(mean_of_groups(mx.square(centred)) + eps) * weight
     return (centred * scale + bias).reshape(x.shape)
+
+
+class RowLinear(nn.Linear):
+    """A linear layer for one vector an image, whose result for a row is the same bits whatever rows are beside it.
+
+    A BLAS takes other paths for the last one to three of its rows, which is where an image's rounding would come to
+    depend on its batch; rows in fours never meet them. Layers over an image's positions have rows enough.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (B, C) -> (B, C')."""
+        missing = -len(x) % ROWS
+        if missing == 0:
+            return super().__call__(x)
+        return super().__call__(mx.pad(x, ((0, missing), (0, 0))))[: len(x)]
 
 
 class Downsample2D(nn.Module):

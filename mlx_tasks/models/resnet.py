@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from mlx_tasks.models.activations import ACTIVATIONS
 from mlx_tasks.models.convolution import Conv1x1, double, halve
-from mlx_tasks.models.layers import GroupNorm
+from mlx_tasks.models.layers import GroupNorm, RowLinear
 from mlx_tasks.models.unet2d_config import UNet2DConfig
 
 
@@ -41,7 +41,7 @@ class ResnetBlock2D(nn.Module):
         self._dropout = config.dropout
         self.norm1 = GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(config.time_embed_dim, out_channels * (2 if self._scale_shift else 1))
+        self.time_emb_proj = RowLinear(config.time_embed_dim, out_channels * (2 if self._scale_shift else 1))
         self.norm2 = GroupNorm(config.norm_num_groups, out_channels, config.norm_eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
