@@ -121,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a bundle, such as work/searched")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="to share seeds between machines")
     parser.add_argument("--budgets", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10], help="solver steps")
     parser.add_argument("--methods", nargs="+", default=["shortest_path", "cma_es", "ppo", "gradient", "least_squares"])
     parser.add_argument("--ppo-steps", type=int, default=Tune().ppo_steps)
@@ -151,7 +152,7 @@ def main() -> None:
             learned=None,
             solver=SOLVER,
         )
-        for seed in range(given.seeds):
+        for seed in range(given.first_seed, given.first_seed + given.seeds):
             if any((row["guidance"], row["seed"]) == (guidance, seed) for row in rows):
                 continue
             fresh = one_seed(replace(bundle, sampler=sampler), tune, seed)

@@ -64,7 +64,7 @@ def one_seed(bundle: Bundle, seed: int, noises: int, steps: list[int]) -> dict[s
     for n in steps:
         grid = min(tuned_grids(sets["tuning"], n, 48, seed).values(), key=lambda found: found.error).grid
         assert isinstance(grid, Grid)
-        learned = gauss_newton.fit(sets["tuning"], sets["selection"], grid.sigmas).steps
+        learned = gauss_newton.fit(sets["tuning"], sets["selection"], [grid.sigmas]).steps
         fixed[f"searched {n}"], fixed[f"learned {n}"] = test.errors(grid), test.errors(learned)
     out: dict[str, Any] = {"fixed": {name: float(errors.mean()) for name, errors in fixed.items()}}
     out["log_spread"] = {name: float(np.log(errors).std()) for name, errors in fixed.items()}

@@ -117,7 +117,7 @@ def test_options_of_another_grid_are_refused():
         sample(GaussianDenoiser(), NOISE, SIGMAS, "learned", options=STEPS.options)
 
 
-LEARNERS = {"gradient": lambda *problem: descend(*problem, "all", 400), "least squares": fit}
+LEARNERS = {"gradient": lambda *problem: descend(*problem, "all", 400), "least squares": lambda *given: fit(*given[:2], [given[2]])}
 
 
 @pytest.mark.parametrize("n", [4, 6])
@@ -150,17 +150,28 @@ def test_the_cost_of_a_descent_is_three_evaluations_an_iteration_and_the_judging
 def test_least_squares_go_further_on_the_same_evaluations_and_count_them():
     problem, selection = gaussian_problem(38, batches=2), gaussian_problem(39)
     grid = log_snr_grid(SCHEDULE, 5, t_first=960, t_last=60)
-    found = fit(problem, selection, grid.sigmas, 3)
+    found = fit(problem, selection, [grid.sigmas], 3)
     calls = sum(task.denoise.calls for one in (problem, selection) for task in one.tasks)
     assert found.evaluations == 8 * calls
     slow = descend(problem, selection, grid.sigmas, "all", 36)
     assert slow.evaluations > 0.9 * found.evaluations and found.selection_error < 0.5 * slow.selection_error
 
 
+def test_of_several_starts_the_one_that_gets_furthest_goes_on():
+    """A start that is worse at first may lie in a deeper valley; a useless one costs its scouting and no more."""
+    grid, far = log_snr_grid(SCHEDULE, 4, t_first=960, t_last=60), log_snr_grid(SCHEDULE, 4)
+    alone = [fit(gaussian_problem(38), gaussian_problem(39), [start.sigmas], 8) for start in (grid, far)]
+    both = fit(gaussian_problem(38), gaussian_problem(39), [grid.sigmas, far.sigmas], 8)
+    scouted = [found.history[2][1] for found in alone]
+    chosen = alone[int(np.argmin(scouted))]
+    assert both.steps == chosen.steps and both.selection_error == chosen.selection_error
+    assert chosen.evaluations < both.evaluations <= sum(found.evaluations for found in alone)
+
+
 def test_a_fit_of_one_step_finds_the_best_single_level():
     """One step from sigma: the estimate there. The best level can be scanned for."""
     problem, selection = gaussian_problem(44), gaussian_problem(45)
-    found = fit(problem, selection, [3.0, 0.0], 12)
+    found = fit(problem, selection, [[3.0, 0.0]], 12)
     levels = np.geomspace(0.05, 200, 400)
     told = [LearnedSteps((s, 0.0), (t,), ((),)) for s in (found.steps.sigmas[0],) for t in levels]
     assert problem.errors(found.steps).mean() <= min(problem.errors(one).mean() for one in told) * 1.01

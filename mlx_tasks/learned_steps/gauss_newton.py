@@ -27,6 +27,8 @@ LONGEST = 0.5
 """Most that one number moves in an iteration."""
 LEAST_GAIN = 0.02
 """An iteration that lowers the error by a smaller share is the last."""
+SCOUTING = 2
+"""Iterations that every start makes before the best goes on alone."""
 TRIES = 5
 """Dampings that are tried before an iteration gives up."""
 
@@ -63,7 +65,7 @@ class _Numbers:
 def fit(
     problem: Problem,
     selection: Problem,
-    start: Sequence[float],
+    starts: Sequence[Sequence[float]],
     iterations: int = 8,
     said: Callable[[int, float], None] | None = None,
 ) -> Descent:
@@ -71,62 +73,98 @@ def fit(
 
     The mean of root mean squares is brought to least squares by weighting each image with 1 / sqrt(its distance), anew
     each iteration.  A step is taken only if it lowers the error, and the damping follows (Marquardt 1963); the numbers
-    kept are those that did best on the selection's noises, so that a fit never ends above its start.
-    start: noise levels to begin at, the last of which is 0; said: called with (iteration, selection error).
+    kept are those that did best on the selection's noises, so that a fit never ends above its best start.
+
+    The surface has several valleys, and the lowest start does not lie in the deepest: every start makes SCOUTING
+    iterations, and the best of them goes on.
+
+    starts: each falling noise levels, the last of which is 0; said: called with (iteration, selection error).
     """
     began, spent = time.perf_counter(), (problem.meter.evaluations, selection.meter.evaluations)
-    ends = (float(problem.schedule.sigmas[0]), float(problem.schedule.sigmas[-1]))
-    numbers = _Numbers.of(unrolled.from_sigmas(start))
-    point = numbers.pack().astype(np.float64)
+    history: list[tuple[int, float]] = []
 
-    def steps_at(values: np.ndarray) -> LearnedSteps:
-        return unrolled.freeze(numbers.unpack(values), ends)
-
-    def judge(iteration: int) -> float:
-        error = float(selection.errors(steps_at(point)).mean())
+    def tell(iteration: int, error: float) -> None:
         history.append((iteration, error))
         if said is not None:
             said(iteration, error)
-        return error
 
-    history: list[tuple[int, float]] = []
-    best, best_error = point, judge(0)
-    residuals = _residuals(problem, steps_at(point))
-    error, damping = _mean(residuals), 1e-2
-    for iteration in range(1, iterations + 1):
-        before = error
+    walks = [_Walk(problem, selection, start) for start in starts]
+    for iteration in range(min(SCOUTING, iterations) + 1):
+        for walk in walks:
+            if iteration:
+                walk.advance()
+        tell(iteration, min(walk.best_error for walk in walks))
+    walk = min(walks, key=lambda one: one.best_error)
+    for iteration in range(SCOUTING + 1, iterations + 1):
+        if not walk.advance():
+            break
+        tell(iteration, walk.best_error)
+    evaluations = problem.meter.evaluations - spent[0] + selection.meter.evaluations - spent[1]
+    return Descent(walk.best, walk.best_error, tuple(history), evaluations, time.perf_counter() - began)
+
+
+class _Walk:
+    """One start's way down.
+
+    Attributes:
+        best, best_error: the steps that did best on the selection's noises, and their error there.
+    """
+
+    def __init__(self, problem: Problem, selection: Problem, start: Sequence[float]) -> None:
+        self._problem, self._selection = problem, selection
+        self._ends = (float(problem.schedule.sigmas[0]), float(problem.schedule.sigmas[-1]))
+        self._numbers = _Numbers.of(unrolled.from_sigmas(start))
+        self._point = self._numbers.pack().astype(np.float64)
+        self._damping, self._ended = 1e-2, False
+        self._residuals = _residuals(problem, self._steps(self._point))
+        self._error = _mean(self._residuals)
+        self.best = self._steps(self._point)
+        self.best_error = float(selection.errors(self.best).mean())
+
+    def advance(self) -> bool:
+        """One iteration; False once there is nothing to gain."""
+        if self._ended or not self._step():
+            self._ended = True
+            return False
+        steps = self._steps(self._point)
+        error = float(self._selection.errors(steps).mean())
+        if error < self.best_error:
+            self.best, self.best_error = steps, error
+        return True
+
+    def _step(self) -> bool:
+        """A Levenberg-Marquardt step; whether the error fell by a share worth another."""
+        before, point = self._error, self._point
         jacobian = np.stack(
             [
-                (_residuals(problem, steps_at(point + h)) - residuals) / DIFFERENCE
+                (_residuals(self._problem, self._steps(point + h)) - self._residuals) / DIFFERENCE
                 for h in DIFFERENCE * np.eye(len(point))
             ],
             axis=-1,
         )
-        weights = (np.square(residuals).sum(axis=1) + 1e-12) ** -0.25
+        weights = (np.square(self._residuals).sum(axis=1) + 1e-12) ** -0.25
         weighted = (jacobian * weights[:, None, None]).reshape(-1, len(point))
         curvature = weighted.T @ weighted
-        slope = weighted.T @ (residuals * weights[:, None]).ravel()
+        slope = weighted.T @ (self._residuals * weights[:, None]).ravel()
         for _ in range(TRIES):
-            move = -np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-12), slope)
+            move = -np.linalg.solve(curvature + self._damping * np.diag(np.diag(curvature) + 1e-12), slope)
             move *= min(1.0, LONGEST / max(np.abs(move).max(), 1e-12))
             try:
-                tried = _residuals(problem, steps_at(point + move))
+                tried = _residuals(self._problem, self._steps(point + move))
             except (DataError, DivergedError):
                 tried = None
-            if tried is not None and _mean(tried) < error:
-                point, residuals, error = point + move, tried, _mean(tried)
-                damping = max(damping / 4.0, 1e-6)
+            if tried is not None and _mean(tried) < before:
+                self._point, self._residuals, self._error = point + move, tried, _mean(tried)
+                self._damping = max(self._damping / 4.0, 1e-6)
                 break
-            damping *= 4.0
+            self._damping *= 4.0
         else:
-            break
-        found = judge(iteration)
-        if found < best_error:
-            best, best_error = point, found
-        if error > (1.0 - LEAST_GAIN) * before:
-            break
-    evaluations = problem.meter.evaluations - spent[0] + selection.meter.evaluations - spent[1]
-    return Descent(steps_at(best), best_error, tuple(history), evaluations, time.perf_counter() - began)
+            return False
+        self._ended = self._error > (1.0 - LEAST_GAIN) * before
+        return True
+
+    def _steps(self, values: np.ndarray) -> LearnedSteps:
+        return unrolled.freeze(self._numbers.unpack(values), self._ends)
 
 
 def _residuals(problem: Problem, steps: LearnedSteps) -> np.ndarray:

@@ -61,6 +61,7 @@ def find_steps(
     yield from plain.items()
     start = min(plain.values(), key=lambda found: found.error).grid
     assert isinstance(start, Grid)
+    starts = [found.grid.sigmas for found in plain.values()]
     if "shortest_path" in methods:
         yield "shortest_path", _shortest_path(problem, num_steps)
     if "cma_es" in methods:
@@ -70,6 +71,7 @@ def find_steps(
         yield "cma_es", found
         assert isinstance(found.grid, Grid)
         start = found.grid
+        starts.append(start.sigmas)
     learners: dict[str, Callable[[Callable[[int, float], None]], Descent]] = {
         "gradient_levels": lambda heard: gradient.descend(
             problem, selection, start.sigmas, "times", effort.iterations, said=heard
@@ -77,7 +79,7 @@ def find_steps(
         "gradient": lambda heard: gradient.descend(
             problem, selection, start.sigmas, "all", effort.iterations, said=heard
         ),
-        "least_squares": lambda heard: gauss_newton.fit(problem, selection, start.sigmas, said=heard),
+        "least_squares": lambda heard: gauss_newton.fit(problem, selection, starts, said=heard),
     }
     for name, learn in learners.items():
         if name in methods:

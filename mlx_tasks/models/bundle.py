@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlx_tasks.models.folder import (
     write_digests,
     write_unet,
 )
+from mlx_tasks.models.levels import Level, check_timesteps, read_levels
 from mlx_tasks.models.scheduler_config import scheduler_config
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.samplers.learned import LearnedSteps
@@ -54,6 +55,7 @@ class Sampler:
         null_label: the label that means "none", or None.
         learned: the steps of the solver `learned`, else None.  diffusers has no such solver: the timesteps are then the
             nearest whole ones, with which its DPM-Solver++(2M) draws images of the same noise, but not the same images.
+        levels: other steps by quality level, for a server's callers to choose from.
 
     Raises: DataError naming the value and the rule it breaks.
     """
@@ -67,6 +69,7 @@ class Sampler:
     class_names: tuple[str, ...] = ()
     null_label: int | None = None
     learned: LearnedSteps | None = None
+    levels: Mapping[str, Level] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timesteps", tuple(self.timesteps))
@@ -79,12 +82,7 @@ class Sampler:
             known = ", ".join(name for name, solver in SOLVERS.items() if solver.diffusers)
             raise DataError(f"sampler.solver must be one that diffusers has too ({known}), got {self.solver!r}")
         steps = self.timesteps
-        if (
-            not steps
-            or not all(isinstance(t, int) and t >= 0 for t in steps)
-            or any(b >= a for a, b in pairwise(steps))
-        ):
-            raise DataError(f"sampler.timesteps must be whole, not negative and strictly falling, got {list(steps)}")
+        check_timesteps(steps, "sampler.timesteps")
         evaluations = 1 if self.guidance_scale in (0.0, 1.0) else 2
         nfe = evaluations * SOLVERS[self.solver].calls(len(steps))
         if self.nfe != nfe:
@@ -96,20 +94,21 @@ class Sampler:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Sampler:
         """The sampler of a sampler.json.  Raises: DataError for missing or unknown keys, and as the class does."""
-        names = {field.name for field in fields(cls)}
-        values = {"learned": None, **values}  # bundles from before there were learned steps
+        names = {one.name for one in fields(cls)}
+        values = {"learned": None, "levels": {}, **values}  # older bundles have neither
         if set(values) != names:
             raise DataError(
                 f"{SAMPLER} must hold exactly {', '.join(sorted(names))}; missing {sorted(names - set(values))}, "
                 f"unknown {sorted(set(values) - names)}"
             )
         learned = None if values["learned"] is None else LearnedSteps.from_dict(values["learned"])
-        return cls(**{**values, "learned": learned})
+        return cls(**{**values, "learned": learned, "levels": read_levels(values["levels"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
         plain |= {"timesteps": list(self.timesteps), "class_names": list(self.class_names)}
+        plain |= {"levels": {name: level.to_dict() for name, level in self.levels.items()}}
         return plain | {"learned": self.learned.to_dict() if self.learned else None}
 
 
@@ -194,8 +193,9 @@ def _check_fit(config: UNet2DConfig, schedule: NoiseSchedule, sampler: Sampler) 
             f"sampler.channels must be the network's in and out channels {config.in_channels} and "
             f"{config.out_channels}, got {sampler.channels}"
         )
-    if sampler.timesteps[0] >= schedule.num_train_timesteps:
-        raise DataError(f"sampler.timesteps must be below {schedule.num_train_timesteps}, got {sampler.timesteps[0]}")
+    for first in (sampler.timesteps[0], *(level.timesteps[0] for level in sampler.levels.values())):
+        if first >= schedule.num_train_timesteps:
+            raise DataError(f"sampler.timesteps must be below {schedule.num_train_timesteps}, got {first}")
     labels = config.num_class_embeds or 0
     if len(sampler.class_names) > labels or (sampler.null_label is not None and not 0 <= sampler.null_label < labels):
         raise DataError(

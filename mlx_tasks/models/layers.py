@@ -8,7 +8,6 @@ import mlx.nn as nn
 from mlx_tasks import hardware
 from mlx_tasks.models.convolution import DoublingConv, HalvingConv
 
-
 ROWS = 4
 """That a BLAS takes at once (MKL's and OpenBLAS' float32 kernels work on multiples of four rows)."""
 

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 KEY_TAG = "mlx_tasks.key"
 SCORES_TAG = "mlx_tasks.scores"
 CONDITIONS_TAG = "mlx_tasks.conditions"
+DIGEST_TAG = "mlx_tasks.bundle_digest"
 CHALLENGER, CHAMPION, SERVING = "challenger", "champion", "serving"
 
 CODE = (
@@ -75,9 +76,10 @@ class Registry:
     It speaks MLflow's REST API; only to make a new logged model it imports MLflow.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience_s: float = 10.0) -> None:
+        """patience_s: how long a server that is starting may take to answer."""
         self._rest = MlflowRest(uri)
-        self._rest.wait_until_healthy(10.0)
+        self._rest.wait_until_healthy(patience_s)
         self.uri = self._rest.uri
 
     def register(self, name: str, key: str, bundle: Path, run_id: str, tags: Mapping[str, str]) -> Version:
@@ -113,6 +115,26 @@ class Registry:
                 return None
             raise
         return _version(answer["model_version"])
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """{alias: version} of a model.  Raises: DataError where there is no such model."""
+        return {one["alias"]: str(one["version"]) for one in self._model(name).get("aliases", [])}
+
+    def model_tag(self, name: str, tag: str) -> str | None:
+        """A tag of the model itself, or None."""
+        return {one["key"]: one["value"] for one in self._model(name).get("tags", [])}.get(tag)
+
+    def set_model_tag(self, name: str, tag: str, value: str) -> None:
+        """Put a tag on the model itself."""
+        self._rest.call("POST", "registered-models/set-tag", {"name": name, "key": tag, "value": value})
+
+    def _model(self, name: str) -> dict[str, Any]:
+        try:
+            return self._rest.call("GET", "registered-models/get", {"name": name})["registered_model"]
+        except MlflowRefused as refused:
+            if refused.code == "RESOURCE_DOES_NOT_EXIST":
+                raise DataError(f"no model {name!r} at {self.uri}") from None
+            raise
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias name a version."""

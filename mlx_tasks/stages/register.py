@@ -20,6 +20,7 @@ from mlx_tasks.registry.mlflow_registry import (
     CHALLENGER,
     CHAMPION,
     CONDITIONS_TAG,
+    DIGEST_TAG,
     SCORES_TAG,
     Registry,
     Version,
@@ -60,7 +61,11 @@ def run(context: StageContext) -> None:
     note, version, before = NO_SERVER, None, None
     if registry:
         version = registry.register(
-            config.register_.model_name, key, folder, str(context.tracker.run_id), _tags(winner, told, verdict)
+            config.register_.model_name,
+            key,
+            folder,
+            str(context.tracker.run_id),
+            _tags(winner, told, verdict, bundle_digest(folder)),
         )
         before = registry.by_alias(version.name, CHAMPION)
         registry.set_alias(version.name, CHALLENGER, version.version)
@@ -126,7 +131,7 @@ def _key(digest: str, folder: Path, run: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict) -> dict[str, str]:
+def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict, digest: str) -> dict[str, str]:
     metrics = winner.row["metrics"]
     return {
         "mlx_tasks.candidate": winner.name,
@@ -136,6 +141,7 @@ def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict) -> dict[str, s
         "mlx_tasks.params_digest": told["params_digest"],
         "mlx_tasks.run": told["run"] or "",
         "mlx_tasks.gate": "passed" if verdict.passed else "; ".join(verdict.reasons)[:4000],
+        DIGEST_TAG: digest,
         SCORES_TAG: json.dumps(metrics),
         CONDITIONS_TAG: json.dumps(winner.conditions),
     }
