@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,9 +24,11 @@ PARAMS = {
         os.environ.get("ADO_SERVER_URL", ""),
         type="string",
         title="Server",
-        description="Address of a server that follows the pointer; empty: only pointer and bundle are verified.",
+        description="Address of a server that follows the alias `serving`; empty: only alias and bundle are verified.",
     ),
 }
+WHY = "why"
+"""XCom key of a step's last words."""
 ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.get("ADO_QUEUE", "default")}
 
 
@@ -39,8 +42,8 @@ def reference(params: dict[str, Any], events: Any) -> str:
     return params["model"]
 
 
-def step(*arguments: str) -> Any:
-    """One step in a fresh process. Only ends that a retry can mend are retried."""
+def step(*arguments: str, ti: Any = None) -> Any:
+    """One step in a fresh process. Ends that a retry can mend are retried; the last words are kept for `roll_back`."""
     from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
     from mlx_tasks.serving.process import CommandFailed, run_command
@@ -48,6 +51,8 @@ def step(*arguments: str) -> Any:
     try:
         return run_command("deploy", *arguments)
     except CommandFailed as failure:
+        if ti is not None:
+            ti.xcom_push(key=WHY, value=str(failure))
         kind = AirflowException if failure.code in RETRYABLE or failure.code < 0 else AirflowFailException
         raise kind(str(failure)) from None
 
@@ -66,34 +71,39 @@ def deploy_champion():
     """Put a new champion into service: canary, swap, verify, and roll back if it does not serve.
 
     Starts on the asset `champion_model`, or by hand. The canary draws fixed seeds and holds them against the reference
-    that was registered with the bundle. `swap` lets a pointer file and the alias `serving` name the new version;
-    a server started with `mlx-tasks serve --pointer` takes it within a second. If `verify` fails, `roll_back` undoes
-    this run's swap, and the run ends red.
+    that was registered with the bundle. `swap` lets the alias `serving` name the new version; a server started with
+    `mlx-tasks serve --model NAME@serving` fetches it, tries it out beside the old one and takes it between two batches.
+    `verify` asks the server for an image and compares it. If it fails, `roll_back` undoes this run's swap, and the run
+    ends red with the reason.
     """
 
     @task(**ACCELERATOR)
-    def canary(params=None, triggering_asset_events=None) -> dict[str, Any]:
-        found = step("canary", "--model", reference(params, triggering_asset_events))
-        return {"model": f"{found['name']}/{found['version']}", "measured": found["measured"]}
+    def canary(params=None, triggering_asset_events=None, ti=None) -> dict[str, Any]:
+        found = step("canary", "--model", reference(params, triggering_asset_events), ti=ti)
+        return {"name": found["name"], "version": found["version"], "measured": found["measured"]}
 
     @task
-    def swap(found: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
-        return step("swap", "--model", found["model"], "--token", str(run_id))
+    def swap(found: dict[str, Any], run_id: str | None = None, ti=None) -> dict[str, Any]:
+        return step("swap", "--model", f"{found['name']}/{found['version']}", "--token", str(run_id), ti=ti)
 
     @task(**ACCELERATOR)
-    def verify(params=None) -> dict[str, Any]:
+    def verify(swapped: dict[str, Any], params=None, ti=None) -> dict[str, Any]:
         url = params["url"]
-        return step("verify", *(["--url", url] if url else []))
+        return step("verify", "--model", swapped["name"], *(["--url", url] if url else []), ti=ti)
 
     @task(trigger_rule=TriggerRule.ONE_FAILED, retries=0)
-    def roll_back(run_id: str | None = None) -> None:
+    def roll_back(params=None, run_id: str | None = None, ti=None) -> None:
         from airflow.sdk.exceptions import AirflowFailException
 
-        now = step("rollback", "--token", str(run_id))
-        serving = f"{now['name']} {now['version']}".strip() if now else "nothing"
-        raise AirflowFailException(f"the new champion does not serve; serving now: {serving}")
+        found = ti.xcom_pull(task_ids="canary") or {}
+        name = found.get("name") or re.split("[@/]", params["model"])[0]
+        whys = [words for words in ti.xcom_pull(task_ids=["canary", "swap", "verify"], key=WHY) or [] if words]
+        now = step("rollback", "--model", name, "--token", str(run_id))
+        serving = f"{name} {now['version']}" if now["version"] else "nothing"
+        why = whys[-1] if whys else "see the task that failed"
+        raise AirflowFailException(f"the new champion does not serve ({why}); serving now: {serving}")
 
-    swap(canary()) >> verify() >> roll_back()
+    verify(swap(canary())) >> roll_back()
 
 
 deploy_champion()

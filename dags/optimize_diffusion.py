@@ -10,7 +10,7 @@ from airflow.sdk import Param, TaskGroup, chain, dag
 
 from mlx_tasks.catalog import SEARCH_GENERATIONS
 from mlx_tasks.form import fields
-from stage_operator import CloseRunOperator, OpenRunOperator, ReportOperator, StageOperator
+from stage_operator import AnnounceOperator, CloseRunOperator, OpenRunOperator, ReportOperator, StageOperator
 
 REPOSITORY = Path(os.environ.get("ADO_REPOSITORY") or Path(__file__).resolve().parent.parent)
 PARAMS = {f.name: Param(f.default, description=f.description, title=f.title, **f.schema) for f in fields(REPOSITORY)}
@@ -37,6 +37,7 @@ def optimize_diffusion():
     Every node runs one stage of `dvc.yaml` in the run's own workspace; a stage whose inputs have not changed says
     *cached*. `open_run` checks the parameters before anything is trained; `close_run` commits what was made on the
     branch `runs/...`, whatever became of the run. A gate that refuses a promotion is no failure: the report says why.
+    Where a version was promoted, `announce` emits the asset `champion_model`, on which `deploy_champion` starts.
     """
     opened = OpenRunOperator(task_id="open_run", pool="default_pool", queue="default")
     validated = StageOperator(task_id="validate", stage="validate", **LIGHT)
@@ -64,12 +65,13 @@ def optimize_diffusion():
         chain(*judges, StageOperator(task_id="scores", stage="evaluate"))
 
     with TaskGroup("register") as registered:
-        StageOperator(task_id="register", stage="register", commit="before") >> ReportOperator(
-            task_id="report", stage="report", commit="after", **LIGHT
-        )
+        promoted = StageOperator(task_id="register", stage="register", commit="before")
+        promoted >> ReportOperator(task_id="report", stage="report", commit="after", **LIGHT)
 
+    announced = AnnounceOperator(task_id="announce", register=promoted.task_id, pool="default_pool", queue="default")
     closed = CloseRunOperator(task_id="close_run", last="report", pool="default_pool", queue="default")
     chain(opened, validated, taught, distilled, searched, tuned, evaluated, registered)
+    registered >> announced
     registered >> closed.as_teardown(setups=opened)
 
 

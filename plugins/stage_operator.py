@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk import Asset, BaseOperator, BaseOperatorLink
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from mlx_tasks.assets import CHAMPION
 from mlx_tasks.catalog import dvc_target
 from mlx_tasks.errors import RETRYABLE, ExitCode
 from mlx_tasks.events import EVENTS_VARIABLE, parse_event
@@ -29,6 +30,8 @@ from mlx_tasks.supervision import PARENT_VARIABLE, identity
 
 RESULT_KEY = "result"
 """XCom key of what a task hands on: a small dict. A stage's holds its dvc.lock entry, from which later tasks fetch."""
+
+CHAMPION_ASSET = Asset(CHAMPION)
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL of the child's group; Airflow gives the whole task five seconds."""
@@ -189,6 +192,27 @@ class ReportOperator(StageOperator):
     """The stage that writes the report, with a link to it."""
 
     operator_extra_links: ClassVar = (MlflowRunLink(), ReportLink())
+
+
+class AnnounceOperator(BaseOperator):
+    """Emits the asset `champion_model` where the run's version got the title; is skipped where it did not.
+
+    Args:
+        register: the task whose metrics tell.
+    """
+
+    def __init__(self, *, register: str, **kwargs: Any) -> None:
+        super().__init__(outlets=[CHAMPION_ASSET], **kwargs)
+        self.register = register
+
+    def execute(self, context: Any) -> str:
+        """Returns the version that is champion now."""
+        told = (context["ti"].xcom_pull(task_ids=self.register) or {}).get("metrics", {})
+        if not told.get("promoted"):
+            raise AirflowSkipException("no new champion: the report says why")
+        extra = {"model": told["model"], "version": str(int(told["version"]))}
+        context["outlet_events"][CHAMPION_ASSET].extra = extra
+        return f"{extra['model']}/{extra['version']}"
 
 
 class CloseRunOperator(ProcessOperator):

@@ -117,7 +117,10 @@ def test_options_of_another_grid_are_refused():
         sample(GaussianDenoiser(), NOISE, SIGMAS, "learned", options=STEPS.options)
 
 
-LEARNERS = {"gradient": lambda *problem: descend(*problem, "all", 400), "least squares": lambda *given: fit(*given[:2], [given[2]])}
+LEARNERS = {
+    "gradient": lambda *problem: descend(*problem, "all", 400),
+    "least squares": lambda *given: fit(*given[:2], [given[2]]),
+}
 
 
 @pytest.mark.parametrize("n", [4, 6])

@@ -64,7 +64,7 @@ class RowLinear(nn.Linear):
         missing = -len(x) % ROWS
         if missing == 0:
             return super().__call__(x)
-        return super().__call__(mx.pad(x, ((0, missing), (0, 0))))[: len(x)]
+        return super().__call__(mx.pad(x, [(0, missing), (0, 0)]))[: len(x)]
 
 
 class Downsample2D(nn.Module):

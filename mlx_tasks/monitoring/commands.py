@@ -11,14 +11,17 @@ from typing import Any
 def add_commands(commands: Any) -> None:
     """Add this package's command to the CLI's subparsers."""
     monitor = commands.add_parser("monitor", help="compare served images with the bundle's registered reference")
-    monitor.add_argument("--window", type=Path, required=True, help="a folder of served PNGs")
+    monitor.add_argument("--window", type=Path, required=True, help="what `mlx-tasks serve --window` fills")
     source = monitor.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", type=Path, help="a bundle's folder")
     source.add_argument("--model", help="NAME@ALIAS or NAME/VERSION in MLflow's registry")
-    monitor.add_argument("--level", type=float, default=0.01, help="false alarms of the drift test, as a share")
-    monitor.add_argument("--permutations", type=int, default=499, help="behind the drift test's p value")
-    monitor.add_argument("--max-quality-loss", type=float, default=0.5, help="rise of the Frechet distance, a fraction")
-    monitor.add_argument("--min-images", type=int, default=32, help="images below which nothing is measured")
+    monitor.add_argument("--level", type=float, default=0.01, help="chance of a false alert in a look")
+    monitor.add_argument("--permutations", type=int, default=1999, help="behind each p value")
+    monitor.add_argument("--min-images", type=int, default=60, help="below it images wait for the next look")
+    monitor.add_argument("--max-error-share", type=float, default=0.02, help="of requests that may fail")
+    monitor.add_argument("--max-latency-ms", type=float, default=0.0, help="for 95 of 100 requests; 0: no limit")
+    monitor.add_argument("--cooldown-h", type=float, default=6.0, help="hours in which an alert is not raised again")
+    monitor.add_argument("--token", default="", help="names this look; the same again prints the same report")
     monitor.add_argument("--seed", type=int, default=0)
     monitor.set_defaults(command=_monitor)
 
@@ -35,13 +38,15 @@ def _monitor(arguments: argparse.Namespace) -> int:
         rules = Rules(
             arguments.level,
             arguments.permutations,
-            arguments.max_quality_loss,
             arguments.min_images,
+            max_error_share=arguments.max_error_share,
+            max_latency_ms=arguments.max_latency_ms,
+            cooldown_s=3600.0 * arguments.cooldown_h,
             seed=arguments.seed,
         )
     except ValueError as error:
         raise DataError(str(error)) from None
     with open_source(arguments) as (folder, name, version, _):
-        report = monitor(arguments.window, folder, rules)
+        report = monitor(arguments.window, folder, rules, arguments.token)
     print(json.dumps(report | {"name": name, "version": version}, allow_nan=False))
     return 0

@@ -1,6 +1,7 @@
 """What a bundle's images looked like when it was registered: features that a monitor compares later images with.
 
-    BUNDLE/reference/features.safetensors   generated (N, D) and held_out (M, D) float32, generated_labels (N,) int32
+    BUNDLE/reference/features.safetensors   generated (N, D), held_out (M, D) and each of `scalars` (N,) float32,
+                                            generated_labels (N,) int32
     BUNDLE/reference/reference.json         the feature space, counts, seed, and the Frechet distance between the two
 
 Features of an untrained space hold no picture: nobody gets the training data with the model.
@@ -8,7 +9,7 @@ Features of an untrained space hold no picture: nobody gets the training data wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_write_bytes, read_json, write_json
 from mlx_tasks.metrics.frechet import frechet_distance
+from mlx_tasks.metrics.scalars import picture_numbers
 
 if TYPE_CHECKING:
     from mlx_tasks.models.bundle import Bundle
@@ -38,6 +40,7 @@ class Reference:
         feature_seed: seed of the feature space.
         dimension: width of the feature space.
         frechet_distance: between the two at equal counts.
+        scalars: {name: (N,)} numbers of the drawn images (`metrics.scalars`); empty in older bundles.
     """
 
     generated: np.ndarray
@@ -47,6 +50,7 @@ class Reference:
     feature_seed: int
     dimension: int
     frechet_distance: float
+    scalars: dict[str, np.ndarray] = field(default_factory=dict)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """(N, D) features of images (N, H, W, C) uint8 in this reference's space."""
@@ -67,7 +71,8 @@ def make_reference(bundle: Bundle, held_out: np.ndarray, count: int) -> Referenc
     labels = np.arange(count, dtype=np.int32) % classes if classes else np.full(count, -1, np.int32)
     seeds = range(REFERENCE_SEED, REFERENCE_SEED + count)
     space = RandomConvFeatures(bundle.sampler.channels)
-    generated = space(draw(bundle, labels.tolist(), list(seeds)))
+    images = draw(bundle, labels.tolist(), list(seeds))
+    generated = space(images)
     real = space(np.asarray(held_out))
     equal = min(len(generated), len(real))
     return Reference(
@@ -78,6 +83,7 @@ def make_reference(bundle: Bundle, held_out: np.ndarray, count: int) -> Referenc
         space.seed,
         space.dimension,
         frechet_distance(generated[:equal], _spread(real, equal)),
+        picture_numbers(images),
     )
 
 
@@ -86,10 +92,11 @@ def redraw(reference: Reference, bundle: Bundle) -> Reference:
     from mlx_tasks.registry.draw import draw
 
     seeds = range(REFERENCE_SEED, REFERENCE_SEED + len(reference.labels))
-    generated = reference.features(draw(bundle, reference.labels.tolist(), list(seeds)))
+    images = draw(bundle, reference.labels.tolist(), list(seeds))
+    generated = reference.features(images)
     equal = min(len(generated), len(reference.held_out))
     distance = frechet_distance(generated[:equal], _spread(reference.held_out, equal))
-    return replace(reference, generated=generated, frechet_distance=distance)
+    return replace(reference, generated=generated, frechet_distance=distance, scalars=picture_numbers(images))
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
@@ -100,6 +107,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
         "generated": reference.generated.astype(np.float32),
         "held_out": reference.held_out.astype(np.float32),
         "generated_labels": reference.labels.astype(np.int32),
+        **{f"scalar.{name}": values.astype(np.float32) for name, values in reference.scalars.items()},
     }
     atomic_write_bytes(folder / FOLDER / "features.safetensors", save(arrays))
     description = {
@@ -131,6 +139,11 @@ def read_reference(folder: Path) -> Reference:
             described["feature_seed"],
             described["dimension"],
             described["frechet_distance"],
+            {
+                name.removeprefix("scalar."): values.astype(np.float64)
+                for name, values in arrays.items()
+                if name.startswith("scalar.")
+            },
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"{folder} has no readable reference ({error}): use a bundle that `register` wrote") from None

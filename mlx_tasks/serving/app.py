@@ -1,4 +1,4 @@
-"""The image server: OpenAI's image route over one bundle, with health routes.
+"""The image server: OpenAI's image route over what the worker serves, health, figures and a page.
 
 No `from __future__ import annotations` here: FastAPI reads the handlers' annotations at run time.
 """
@@ -8,172 +8,309 @@ import base64
 import contextlib
 import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any, Literal
+from importlib.resources import files
+from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
-from mlx_tasks.errors import BusyError, DataError, UnavailableError
-from mlx_tasks.files import atomic_write_bytes
+from mlx_tasks.errors import DataError, DivergedError, UnavailableError
+from mlx_tasks.monitoring.window import Made, Recorder
 from mlx_tasks.registry.png import encode_png
-from mlx_tasks.serving.worker import Drawn, Worker
+from mlx_tasks.samplers.grids import GRIDS
+from mlx_tasks.samplers.solvers import SOLVERS
+from mlx_tasks.serving.access import Guard, refusal
+from mlx_tasks.serving.bodies import SEEDS, ImageRequest, Images, Picture, Refusal, StripPicture, Timing
+from mlx_tasks.serving.engine import Finished, Job
+from mlx_tasks.serving.figures import CONTENT_TYPE, Figures
+from mlx_tasks.serving.follower import Follower
+from mlx_tasks.serving.plans import QUALITIES, make_plan
+from mlx_tasks.serving.prompts import ANY_CLASS, class_of
+from mlx_tasks.serving.worker import Loaded, QueueFullError, Ticket, Worker
 
-MAX_IMAGES = 16
-MAX_BODY_BYTES = 64 * 1024
-SEEDS = 2**32
+LOOK_S = 0.2
+"""Between two looks whether a waiting client is still there."""
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The body breaks a rule; the message names it."},
+    401: {"model": Refusal, "description": "No key, or another."},
+    429: {"model": Refusal, "description": "The queue is full; `Retry-After` says when to come again (s)."},
+    503: {"model": Refusal, "description": "No model is ready, or the server is stopping."},
+    504: {"model": Refusal, "description": "No image within the server's limit."},
+}
 
 
-class ImageRequest(BaseModel):
-    """OpenAI's body, as far as it means something here, and a seed."""
+def create_app(
+    worker: Worker,
+    follower: Follower,
+    recorder: Recorder | None = None,
+    key: str | None = None,
+    hosts: frozenset[str] = frozenset(),
+    timeout_s: float = 120.0,
+) -> FastAPI:
+    """The app over its threads, which start and stop with it.
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    prompt: str = Field(min_length=1, max_length=1000)
-    n: int = Field(1, ge=1, le=MAX_IMAGES)
-    seed: int | None = Field(None, ge=0, lt=SEEDS)
-    response_format: Literal["b64_json"] = "b64_json"
-    size: str = Field("auto", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
-    model: str | None = Field(None, max_length=200)
-    output_format: Literal["png"] = "png"
-    user: str | None = Field(None, max_length=200)
-
-
-def create_app(worker: Worker, keep: Path | None = None, kept: int = 2000, timeout_s: float = 120.0) -> FastAPI:
-    """The app over a worker, which starts and stops with it.
-
-    keep: a folder that gets a copy of every image, the newest `kept` of them: the window that `monitor` reads.
+    recorder: keeps the window that `monitor` reads; key, hosts: as `access.Guard`.
+    timeout_s: a request's limit; one that reaches it leaves the batch.
     """
-    window = _Window(keep, kept) if keep else None
+    figures = Figures(worker, follower)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+        threads = [thread for thread in (recorder, worker, follower) if thread is not None]
+        for thread in threads:
+            thread.start()
         yield
-        worker.stop()
-        await asyncio.to_thread(worker.join, 10)
+        for thread in (follower, worker, recorder):
+            if thread is not None:
+                thread.stop()
+                await asyncio.to_thread(thread.join, 20)
 
-    app = FastAPI(title="adaptive diffusion optimizer", lifespan=lifespan, docs_url=None, redoc_url=None)
-
-    @app.middleware("http")
-    async def bounded(request: Request, call_next: Any) -> Any:
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not (length.isdigit() and int(length) <= MAX_BODY_BYTES):
-            return _error(413, f"a body needs a length of at most {MAX_BODY_BYTES} bytes, got {length or 'none'}")
-        return await call_next(request)
+    app = FastAPI(
+        title="Adaptive diffusion optimizer",
+        description="Images from a registered diffusion model, by OpenAI's image route.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, key=key, hosts=hosts)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return _error(400, f"{where}: {first['msg']} (got {first.get('input')!r:.80})", where)
+        return refusal(400, f"{where}: {first['msg']} (got {first.get('input')!r:.80})", where)
 
-    @app.get("/livez")
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        return refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+    @app.get("/livez", tags=["health"])
     async def alive() -> dict[str, str]:
+        """The process answers."""
         return {"status": "alive"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", tags=["health"])
     async def ready() -> JSONResponse:
-        if worker.ready:
-            return JSONResponse({"status": "ready", "problem": worker.problem})
-        return JSONResponse({"status": "not ready", "problem": worker.problem}, 503)
+        """A model is loaded and has made images; 503 with the reason until then."""
+        state = "ready" if worker.ready else "not ready"
+        return JSONResponse({"status": state, "problem": follower.problem}, 200 if worker.ready else 503)
 
-    @app.get("/v1/models")
+    @app.get("/metrics", tags=["health"])
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        figures.unrecorded.set(recorder.unrecorded if recorder else 0)
+        return Response(figures.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/models", tags=["images"])
     async def models() -> dict[str, Any]:
-        model = worker.model
-        if model is None:
-            return {"object": "list", "data": []}
-        entry = {
-            "id": model.name,
-            "object": "model",
-            "created": int(model.loaded),
-            "owned_by": "local",
-            "version": model.version,
-            "digest": model.digest,
-            "classes": list(model.class_names),
-            "size": f"{model.resolution}x{model.resolution}",
-            "nfe": model.nfe,
-        }
-        return {"object": "list", "data": [entry]}
+        """What serves, and what served before it."""
+        held = [one for one in (worker.current, worker.previous) if one is not None]
+        return {"object": "list", "data": [_entry(one, one is worker.current) for one in held]}
 
-    @app.post("/v1/images/generations")
-    async def generate(body: ImageRequest) -> JSONResponse:
+    @app.get("/v1/versions", tags=["images"])
+    async def versions() -> JSONResponse:
+        """Every registered version that a request may name, newest first."""
         try:
-            _check_model(worker, body)
-            first = body.seed if body.seed is not None else secrets.randbelow(SEEDS)
-            seeds = [(first + i) % SEEDS for i in range(body.n)]
-            drawn = await asyncio.wait_for(asyncio.wrap_future(worker.submit(body.prompt, seeds)), timeout_s)
-        except DataError as error:
-            return _error(400, str(error))
-        except BusyError as error:
-            return _error(429, str(error), headers={"Retry-After": "2"})
-        except UnavailableError as error:
-            return _error(503, str(error), headers={"Retry-After": "2"})
-        except TimeoutError:
-            return _error(504, f"no image within {timeout_s:g} s: ask for fewer, or later")
-        pictures = await asyncio.to_thread(_pictures, drawn, body.prompt, seeds, window)
-        return JSONResponse({"created": int(time.time()), "data": pictures})
+            found = await asyncio.wait_for(asyncio.wrap_future(follower.versions()), timeout_s)
+        except (UnavailableError, DataError, TimeoutError) as error:
+            return refusal(503, str(error) or "the registry does not answer")
+        return JSONResponse({"object": "list", "data": found})
 
+    @app.get("/v1/choices", tags=["images"])
+    async def choices() -> dict[str, list[str]]:
+        """What quality, solver and grid may say."""
+        names = [name for name in SOLVERS if name != "learned"]
+        return {"qualities": list(QUALITIES)[:3], "solvers": names, "grids": list(GRIDS)}
+
+    @app.post("/v1/images/generations", response_model=Images, responses=REFUSALS, tags=["images"])
+    async def generate(body: ImageRequest, request: Request) -> Any:
+        """Draw images. A request shares its batch with others, which changes nothing about what it gets."""
+        began = time.perf_counter()
+        seeds, ticket = _seeds(body), None
+        try:
+            async with asyncio.timeout(timeout_s):
+                loaded = await _version(worker, follower, body.model)
+                job, names = _job(loaded, body, seeds)
+                ticket = worker.submit(job, loaded)
+                finished = await _while_there(ticket, request)
+        except (DataError, QueueFullError, UnavailableError, DivergedError, TimeoutError) as error:
+            if ticket is not None:
+                ticket.cancel()
+            answer = _refused(error, timeout_s)
+            figures.requests.labels(str(answer.status_code)).inc()
+            if recorder is not None and answer.status_code >= 429:
+                recorder.add(Made(answer.status_code))
+            return answer
+        except BaseException:  # the client left, or the server ends
+            if ticket is not None:
+                ticket.cancel()
+            raise
+        if finished is None:
+            figures.requests.labels("499").inc()
+            return refusal(499, "the client left")
+        pictures = await asyncio.to_thread(_pictures, finished, loaded, names, seeds, body.strip)
+        model, waited_ms, drawn_ms = loaded.model, 1000 * ticket.waited, 1000 * finished.seconds
+        figures.seconds.labels(model.name, model.version, str(finished.nfe)).observe(time.perf_counter() - began)
+        figures.waited.observe(ticket.waited)
+        figures.requests.labels("200").inc()
+        figures.images.labels(model.name, model.version).inc(len(seeds))
+        if recorder is not None:
+            plan = _plan_name(body)
+            told = (model.name, model.version, model.digest, names, tuple(seeds), finished.nfe, plan)
+            recorder.add(Made(200, finished.images, *told, waited_ms, drawn_ms))
+        return Images(
+            created=int(time.time()),
+            data=pictures,
+            model=model.id,
+            nfe=finished.nfe,
+            timing=Timing(queued_ms=round(waited_ms, 2), drawn_ms=round(drawn_ms, 2)),
+        )
+
+    def page(name: str, kind: str) -> Any:
+        text = (files("mlx_tasks.serving") / name).read_text(encoding="utf-8")
+
+        async def answer() -> Response:
+            headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+            return Response(text, media_type=f"{kind}; charset=utf-8", headers=headers)
+
+        return answer
+
+    for path, (name, kind) in PAGE.items():
+        app.get(path, include_in_schema=False)(page(name, kind))
     return app
 
 
-def _check_model(worker: Worker, body: ImageRequest) -> None:
-    model = worker.model
-    if model is None:
-        return  # `submit` says so
-    if body.model is not None and body.model not in (model.name, f"{model.name}/{model.version}"):
-        raise DataError(f"model: this server has {model.name} (version {model.version}), got {body.model!r}")
+async def _version(worker: Worker, follower: Follower, reference: str | None) -> Loaded:
+    """What a request's `model` names: what serves, or another version, which is loaded first.
+
+    Raises: UnavailableError before there is a model; DataError for one that is not here.
+    """
+    current = worker.current
+    if current is None:
+        raise UnavailableError(f"no model is ready: {follower.problem}")
+    if reference is None or reference in (current.model.name, current.model.id):
+        return current
+    if not any(mark in reference for mark in "/@"):
+        raise DataError(f"model: this server has {current.model.id}, got {reference!r}")
+    return await asyncio.wrap_future(follower.loaded(reference))
+
+
+def _job(loaded: Loaded, body: ImageRequest, seeds: list[int]) -> tuple[Job, tuple[str, ...]]:
+    """What is drawn, and the class name of each image.  Raises: DataError."""
+    model, bundle = loaded.model, loaded.engine.bundle
     side = f"{model.resolution}x{model.resolution}"
     if body.size not in ("auto", side):
         raise DataError(f"size: this model draws {side}, got {body.size!r}")
+    if body.prompt is not None and body.label is not None:
+        raise DataError("class: it stands in place of a prompt, so give one of them")
+    if body.label is not None:
+        if body.label not in model.class_names:
+            names = ", ".join(model.class_names) or "none"
+            raise DataError(f"class: one of the model's ({names}), got {body.label!r}")
+        label = model.class_names.index(body.label)
+    elif body.prompt is not None:
+        label = class_of(body.prompt, model.class_names)
+    elif model.class_names:
+        raise DataError("prompt: name a class by prompt or class, both are missing")
+    else:
+        label = ANY_CLASS
+    plan = make_plan(bundle, body.quality, body.steps, body.solver, body.grid, body.guidance)
+    name = model.class_names[label] if label >= 0 else ""
+    return Job(plan, [label] * len(seeds), seeds, body.strip > 0), (name,) * len(seeds)
 
 
-def _pictures(drawn: Drawn, prompt: str, seeds: list[int], window: "_Window | None") -> list[dict[str, Any]]:
+async def _while_there(ticket: Ticket, request: Request) -> Finished | None:
+    """The job's end, or None once the client has left: then its images leave the batch."""
+    future = asyncio.wrap_future(ticket.future)
+    while True:
+        done, _ = await asyncio.wait({future}, timeout=LOOK_S)
+        if done:
+            return future.result()
+        if await request.is_disconnected():
+            ticket.cancel()
+            return None
+
+
+def _refused(error: Exception, timeout_s: float) -> JSONResponse:
+    if isinstance(error, QueueFullError):
+        return refusal(429, str(error), headers={"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, UnavailableError):
+        return refusal(503, str(error), headers={"Retry-After": "2"})
+    if isinstance(error, TimeoutError):
+        return refusal(504, f"no image within {timeout_s:g} s: ask for fewer, or later")
+    if isinstance(error, DivergedError):
+        return refusal(500, f"these settings give no finite image: {error}")
+    param = str(error).partition(":")[0]
+    return refusal(400, str(error), param if param in ImageRequest.model_fields or param == "class" else None)
+
+
+def _seeds(body: ImageRequest) -> list[int]:
+    first = body.seed if body.seed is not None else secrets.randbelow(SEEDS)
+    return [(first + i) % SEEDS for i in range(body.n)]
+
+
+def _plan_name(body: ImageRequest) -> str:
+    """How the window names the steps: only images of the bundle's own are compared with its reference."""
+    if body.steps is not None or body.guidance is not None:
+        return "custom"
+    return "own" if body.quality is None else QUALITIES[body.quality]
+
+
+def _pictures(
+    finished: Finished, loaded: Loaded, names: tuple[str, ...], seeds: list[int], strip: int
+) -> list[Picture]:
     """One entry an image; each PNG names the seed, class and model that bring it back."""
-    from mlx_tasks.serving.prompts import class_of
-
-    label = class_of(prompt, drawn.model.class_names)
-    entries = []
-    for image, seed in zip(drawn.images, seeds, strict=True):
+    assert finished.images is not None
+    model, entries = loaded.model, []
+    for i, (image, seed, name) in enumerate(zip(finished.images, seeds, names, strict=True)):
         text = {
             "seed": str(seed),
-            "class": drawn.model.class_names[label] if label >= 0 else "",
-            "model": drawn.model.name,
-            "model_version": drawn.model.version,
-            "bundle_digest": drawn.model.digest,
+            "class": name,
+            "model": model.name,
+            "model_version": model.version,
+            "bundle_digest": model.digest,
+            "nfe": str(finished.nfe),
         }
-        data = encode_png(image, text)
-        if window:
-            window.add(data)
-        entries.append({"b64_json": base64.b64encode(data).decode(), "seed": seed})
+        on_the_way = None
+        if strip and finished.strip is not None:
+            chosen = sorted({round(k) for k in np.linspace(0, len(finished.levels) - 1, strip)})
+            on_the_way = [
+                StripPicture(b64_json=_base64(encode_png(finished.strip[i, k])), sigma=finished.levels[k])
+                for k in chosen
+            ]
+        entries.append(Picture(b64_json=_base64(encode_png(image, text)), seed=seed, strip=on_the_way))
     return entries
 
 
-class _Window:
-    """A folder that holds the newest images served."""
-
-    def __init__(self, folder: Path, most: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._most = most
-        self._names = sorted(path.name for path in folder.glob("*.png"))
-
-    def add(self, data: bytes) -> None:
-        """Keep one image; the oldest beyond the count goes. A full disk costs the copy, not the answer."""
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.png"
-        with contextlib.suppress(OSError):
-            atomic_write_bytes(self._folder / name, data)
-            self._names.append(name)
-            while len(self._names) > self._most:
-                (self._folder / self._names.pop(0)).unlink(missing_ok=True)
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
-def _error(status: int, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = "invalid_request_error" if status in (400, 413) else "server_error"
-    return JSONResponse(
-        {"error": {"message": message, "type": kind, "param": param, "code": None}}, status, headers=headers
-    )
+def _entry(loaded: Loaded, serves: bool) -> dict[str, Any]:
+    model = loaded.model
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": int(model.loaded),
+        "owned_by": "local",
+        "serves": serves,
+        "name": model.name,
+        "version": model.version,
+        "digest": model.digest,
+        "classes": list(model.class_names),
+        "size": f"{model.resolution}x{model.resolution}",
+        "nfe": model.nfe,
+        "levels": model.levels,
+        "guided": model.guided,
+        "same_bits_in_any_batch": model.exact,
+    }

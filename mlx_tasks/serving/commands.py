@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import json
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,44 +17,55 @@ from typing import TYPE_CHECKING, Any
 from mlx_tasks.errors import DataError
 from mlx_tasks.workspace.paths import STATE_VARIABLE
 
+KEY_VARIABLE = "MLX_TASKS_SERVER_KEY"
+
 if TYPE_CHECKING:
     from mlx_tasks.registry.mlflow_registry import Registry, Version
 
 
 def add_commands(commands: Any) -> None:
     """Add this package's commands to the CLI's subparsers."""
-    serve = commands.add_parser("serve", help="serve a bundle's images over HTTP, on loopback unless told otherwise")
-    _add_source(serve).add_argument("--pointer", type=Path, help="follow a pointer file that `deploy swap` writes")
-    serve.add_argument("--host", default="127.0.0.1")
+    serve = commands.add_parser("serve", help="serve a model's images over HTTP, on loopback unless told otherwise")
+    _add_source(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="another than loopback needs a key")
     serve.add_argument("--port", type=int, default=8090)
-    serve.add_argument("--keep", type=Path, help="keep a copy of the newest images here, for `monitor`")
-    serve.add_argument("--kept", type=int, default=2000, help="how many images --keep holds")
+    serve.add_argument("--key-file", type=Path, help=f"holds the key that callers need; else {KEY_VARIABLE}")
+    serve.add_argument("--window", type=Path, help="record what is made here, for `monitor`")
+    serve.add_argument("--window-rows", type=int, default=20_000, help="images that the window holds")
+    serve.add_argument("--store", type=Path, default=_state() / "models", help="copies of registered versions")
+    serve.add_argument("--batch", type=int, default=32, help="rows of a network call; guidance takes two an image")
+    serve.add_argument("--queue", type=int, default=256, help="images that may wait")
+    serve.add_argument("--timeout", type=float, default=120.0, help="seconds a request may take")
+    serve.add_argument("--poll", type=float, default=2.0, help="seconds between two looks at the registry")
     serve.set_defaults(command=_serve)
 
-    deploy = commands.add_parser("deploy", help="canary, swap, verify and roll back what a server follows")
+    deploy = commands.add_parser("deploy", help="canary, swap, verify and roll back what servers follow")
     steps = deploy.add_subparsers(required=True, metavar="STEP")
     for name, run, text in (
         ("canary", _canary, "draw fixed seeds and compare them with the registered reference"),
-        ("swap", _swap, "let the pointer name this bundle"),
-        ("verify", _verify, "check what the pointer names, and a server if --url is given"),
-        ("rollback", _roll_back, "let the pointer name what served before"),
+        ("swap", _swap, "let the alias `serving` name this version"),
+        ("verify", _verify, "check what the alias names, and a server if --url is given"),
+        ("rollback", _roll_back, "let the alias name what served before"),
     ):
         step = steps.add_parser(name, help=text)
         step.set_defaults(command=run)
-        if name in ("canary", "swap"):
+        if name == "canary":
             _add_source(step)
-        if name != "canary":
-            step.add_argument("--state", type=Path, default=_state(), help="folder of the pointer and its bundles")
-            step.add_argument("--token", default="", help="names this deployment; a rollback undoes its own only")
+        else:
+            step.add_argument(
+                "--model", required=True, help="NAME/VERSION or NAME@ALIAS" if name == "swap" else "its name"
+            )
+        if name in ("swap", "rollback"):
+            step.add_argument("--token", help="names this deployment; a rollback with it undoes no other")
         if name == "verify":
-            step.add_argument("--url", help="a server that follows the pointer")
+            step.add_argument("--url", help=f"a server that follows the alias; its key in {KEY_VARIABLE}")
+            step.add_argument("--patience", type=float, default=60.0, help="seconds the server may take")
 
 
-def _add_source(parser: argparse.ArgumentParser) -> Any:
+def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--bundle", type=Path, help="a bundle's folder")
     group.add_argument("--model", help="NAME@ALIAS or NAME/VERSION in MLflow's registry")
-    return group
 
 
 def _state() -> Path:
@@ -87,20 +100,70 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     import uvicorn
 
-    from mlx_tasks.serving.app import create_app
-    from mlx_tasks.serving.pointer import Pointer
-    from mlx_tasks.serving.worker import Worker
+    from mlx_tasks import hardware
 
+    hardware.prepare()  # before the imports below bring in MLX
+
+    from mlx_tasks.monitoring.window import Recorder
+    from mlx_tasks.serving.access import LEAST_KEY, loopback
+    from mlx_tasks.serving.app import create_app
+    from mlx_tasks.serving.follower import Follower
+    from mlx_tasks.serving.library import FolderSource, RegistrySource, Source
+    from mlx_tasks.serving.worker import Worker
+    from mlx_tasks.tracking.rest import URI_VARIABLE, tracking_uri
+
+    for name in ("batch", "queue", "timeout", "poll", "window_rows"):
+        if not getattr(arguments, name) > 0:
+            raise DataError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name):g}")
+    key = _key(arguments.key_file)
+    if key is not None and len(key) < LEAST_KEY:
+        raise DataError(f"the key must have at least {LEAST_KEY} characters, it has {len(key)}")
+    if key is None and not loopback(arguments.host):
+        raise DataError(
+            f"--host {arguments.host} can be reached from other machines, which takes a key: give --key-file, or set "
+            f"{KEY_VARIABLE}"
+        )
+    if arguments.bundle:
+        source: Source = FolderSource(arguments.bundle)
+    else:
+        uri = tracking_uri()
+        if uri is None:
+            raise DataError(f"--model needs {URI_VARIABLE}: set it to the MLflow server's address, or give --bundle")
+        source = RegistrySource(uri, arguments.model, arguments.store)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    with contextlib.ExitStack() as stack:
-        if arguments.pointer:
-            source: Pointer | Path = arguments.pointer
-        else:
-            folder, name, version, _ = stack.enter_context(open_source(arguments))
-            source = Pointer(name, version, str(folder))
-        app = create_app(Worker(source), arguments.keep, arguments.kept)
-        uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    worker = Worker(arguments.queue)
+    follower = Follower(worker, source, arguments.poll, arguments.batch)
+    recorder = Recorder(arguments.window, arguments.window_rows) if arguments.window else None
+    # With a key a proxy may call it by any name; without, only this machine's names count.
+    hosts = frozenset() if key else frozenset({"localhost", "127.0.0.1", "::1", arguments.host})
+    app = create_app(worker, follower, recorder, key, hosts, arguments.timeout)
+    # uvicorn ends well on these and then sends them to the process again, which is to exit with 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    print(f"serving at http://{arguments.host}:{arguments.port}", file=sys.stderr, flush=True)
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_graceful_shutdown=30,
+        server_header=False,
+    )
     return 0
+
+
+def _key(path: Path | None) -> str | None:
+    """The key of a file, or of the environment.  Raises: DataError for a file that holds none."""
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--key-file {path} cannot be read: {error}") from None
+    if not key:
+        raise DataError(f"--key-file {path} is empty")
+    return key
 
 
 def _canary(arguments: argparse.Namespace) -> int:
@@ -117,40 +180,22 @@ def _canary(arguments: argparse.Namespace) -> int:
 def _swap(arguments: argparse.Namespace) -> int:
     from mlx_tasks.serving.deploy import swap
 
-    with open_source(arguments) as (folder, name, version, registered):
-        now = swap(arguments.state, folder, name, version, arguments.token)
-        if registered:
-            _name_serving(name, version)
-    print(json.dumps(asdict(now)))
+    registry = _registry()
+    version = registry.resolve(arguments.model)
+    print(json.dumps(asdict(swap(registry, version.name, version.version, arguments.token or ""))))
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from mlx_tasks.serving.deploy import verify
 
-    print(json.dumps(verify(arguments.state, arguments.url)))
+    key = os.environ.get(KEY_VARIABLE) or None
+    print(json.dumps(verify(_registry(), arguments.model, arguments.url, arguments.patience, key)))
     return 0
 
 
 def _roll_back(arguments: argparse.Namespace) -> int:
-    from mlx_tasks.serving.deploy import pointer_path, roll_back
-    from mlx_tasks.serving.pointer import read_pointer
+    from mlx_tasks.serving.deploy import roll_back
 
-    path = pointer_path(arguments.state)
-    undone = read_pointer(path) if path.is_file() else None
-    now = roll_back(arguments.state, arguments.token or None)
-    if undone and undone.version and undone != now:
-        _name_serving(undone.name, now.version if now and now.name == undone.name else "")
-    print(json.dumps(asdict(now) if now else None))
+    print(json.dumps({"name": arguments.model, "version": roll_back(_registry(), arguments.model, arguments.token)}))
     return 0
-
-
-def _name_serving(name: str, version: str) -> None:
-    """Let the alias `serving` name a version, or nothing."""
-    from mlx_tasks.registry.mlflow_registry import SERVING
-
-    registry = _registry()
-    if version:
-        registry.set_alias(name, SERVING, version)
-    else:
-        registry.delete_alias(name, SERVING)

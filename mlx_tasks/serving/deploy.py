@@ -1,27 +1,49 @@
-"""Put a registered bundle into service: look at a canary, swap, verify, roll back.
+"""Put a registered version into service: look at a canary, swap, verify through the service, roll back.
 
-What serves is named by a pointer file (pointer.py) that a server follows, and, where the bundle came from the
-registry, by the alias `serving`. Every step works on its own, is safe to repeat, and prints its outcome as JSON.
+What serves is named by the alias `serving`, which servers follow (`mlx-tasks serve --model NAME@serving`); what served
+before it stands in a tag of the model. Every step works on its own and is safe to repeat.
 """
 
 from __future__ import annotations
 
-import logging
+import base64
+import json
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlx_tasks.errors import DataError, GateRefused, UnavailableError
-from mlx_tasks.files import atomic_folder
-from mlx_tasks.serving.pointer import Pointer, read_pointer, read_previous, write_pointer
+from mlx_tasks.errors import DataError, UnavailableError
+from mlx_tasks.registry.mlflow_registry import DIGEST_TAG, SERVING
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mlx_tasks.registry.mlflow_registry import Registry
 
 CANARY_SEED = 2_000_003
 CANARY_IMAGES = 128
+ROUNDING = 2
+"""Grey levels by which two devices may differ in one pixel."""
+DEPLOYED_TAG = "mlx_tasks.deployed"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment as it is remembered.
+
+    Attributes:
+        name: of the model.
+        now: the version it put into service; empty for none.
+        before: the version that served before; empty for none.
+        token: of the run that did it.
+    """
+
+    name: str
+    now: str = ""
+    before: str = ""
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,15 +65,15 @@ def canary(bundle_folder: Path, images: int = CANARY_IMAGES, max_quality_loss: f
     """Draw fixed seeds and compare them with the bundle's registered reference.
 
     Refused where a pixel is not finite, where all images are alike, where the Frechet distance to held-out images lies
-    more than `max_quality_loss` above the registered images' own, or where a two-sample test at level 0.001 tells
+    more than `max_quality_loss` above the registered images' own, or where the monitor's tests at level 0.001 tell
     canary and registered images apart: then this machine does not draw what was scored.
     """
     from mlx_tasks import hardware
 
     hardware.prepare()
+    from mlx_tasks.metrics.scalars import picture_numbers
     from mlx_tasks.models.bundle import read_bundle
-    from mlx_tasks.monitoring.monitor import Rules, compare
-    from mlx_tasks.monitoring.window import Window
+    from mlx_tasks.monitoring.monitor import Rules, Seen, compare
     from mlx_tasks.registry.draw import draw
     from mlx_tasks.registry.reference import read_reference
 
@@ -63,47 +85,43 @@ def canary(bundle_folder: Path, images: int = CANARY_IMAGES, max_quality_loss: f
     except ValueError as error:
         return Canary(False, (f"fixed seeds give no images: {error}",), {})
     spread = float(drawn.astype(np.float64).std(axis=0).mean())
-    window = Window(drawn, tuple(names[label] if label >= 0 else "" for label in labels), {})
-    rules = Rules(level=0.001, permutations=1999, max_quality_loss=max_quality_loss, min_images=2)
-    report = compare(window, reference, list(names), rules)
-    reasons = [f"{alert['name']}: {alert['message']}" for alert in report["alerts"]]
+    classes = tuple(names[label] if label >= 0 else "" for label in labels)
+    seen = Seen(reference.features(drawn), classes, picture_numbers(drawn))
+    alerts, measured = compare(seen, reference, list(names), Rules(level=0.001, permutations=9999), bundle.digest)
+    reasons = [f"{alert.metric}: {alert.message}" for alert in alerts]
+    now, then = measured["frechet_distance"], measured["registered_frechet_distance"]
+    if now > (1 + max_quality_loss) * then:
+        reasons.append(f"Frechet distance {now:.4g} at equal counts, {then:.4g} when it was registered")
     if spread == 0.0:
         reasons.append("every seed gives the same image")
-    return Canary(not reasons, tuple(reasons), report["measured"] | {"spread": spread, "digest": bundle.digest})
+    return Canary(not reasons, tuple(reasons), measured | {"spread": spread, "digest": bundle.digest})
 
 
-def swap(state: Path, bundle_folder: Path, name: str, version: str, token: str) -> Pointer:
-    """Copy a bundle into the state folder and let the pointer name it.
+def swap(registry: Registry, name: str, version: str, token: str) -> Deployed:
+    """Let the alias `serving` name a version; servers that follow it take it once they have tried it out.
 
-    A bundle that serves already is left alone, and a second swap by the same token keeps what served before it, so a
-    retry loses no way back.
+    What served before is written down first, so that no crash loses the way back: a version that serves already is left
+    alone, and a second swap by the same token keeps what served before it.
     """
-    import shutil
-
-    from mlx_tasks.models.bundle import bundle_digest
-    from mlx_tasks.models.folder import check_digests
-
-    check_digests(bundle_folder)
-    digest = bundle_digest(bundle_folder)
-    place = state / "bundles" / digest[:16]
-    if not place.is_dir():
-        with atomic_folder(place) as fresh:
-            shutil.copytree(bundle_folder, fresh, dirs_exist_ok=True)
-    check_digests(place)
-    path = pointer_path(state)
-    before = read_pointer(path) if path.is_file() else None
-    now = Pointer(name, version, str(place), digest, token)
-    if before is not None and (before.name, before.version, before.digest) == (name, version, digest):
-        now = before
-    else:
-        write_pointer(path, now, before if before is None or before.token != token else read_previous(path))
-    return now
+    now = registry.by_alias(name, SERVING)
+    told = _told(registry, name)
+    serving = now.version if now else ""
+    if serving == version:
+        return told if told.now == version else Deployed(name, version)
+    before = told.before if told.token == token and told.now == version else serving
+    deployed = Deployed(name, version, before, token)
+    _tell(registry, deployed)
+    registry.set_alias(name, SERVING, version)
+    return deployed
 
 
-def verify(state: Path, url: str | None = None, patience_s: float = 30.0) -> dict[str, Any]:
-    """Check that what the pointer names can be read and draws the same image twice; with `url`, that a server has it.
+def verify(
+    registry: Registry, name: str, url: str | None = None, patience_s: float = 60.0, key: str | None = None
+) -> dict[str, Any]:
+    """Check what the alias `serving` names; with `url`, that a server has it and draws what this machine draws.
 
-    Raises: DataError for a bundle that cannot serve; UnavailableError where the server does not come to have it.
+    Raises: DataError for a bundle that cannot serve, or images that are not its own; UnavailableError where the server
+        does not come to have it.
     """
     from mlx_tasks import hardware
 
@@ -111,60 +129,102 @@ def verify(state: Path, url: str | None = None, patience_s: float = 30.0) -> dic
     from mlx_tasks.models.bundle import read_bundle
     from mlx_tasks.registry.draw import draw
 
-    pointer = read_pointer(pointer_path(state))
-    bundle = read_bundle(Path(pointer.bundle))
-    if bundle.digest != pointer.digest:
-        raise DataError(f"{pointer.bundle} changed since it was deployed: roll back")
-    first, second = (draw(bundle, [0], [CANARY_SEED], batch_size=1) for _ in range(2))
+    version = registry.by_alias(name, SERVING)
+    if version is None:
+        raise DataError(f"nothing of {name} serves: `mlx-tasks deploy swap` first")
+    with tempfile.TemporaryDirectory(prefix="mlx-tasks-") as place:
+        bundle = read_bundle(registry.download(version, Path(place)))
+    if bundle.digest != version.tags.get(DIGEST_TAG, bundle.digest):
+        raise DataError(f"{version.uri} does not hold what was registered: its artifacts were changed")
+    label = 0 if bundle.sampler.class_names else -1
+    first, second = (draw(bundle, [label], [CANARY_SEED]) for _ in range(2))
     if not np.array_equal(first, second):
-        raise DataError(f"{pointer.bundle} draws two images from one seed: roll back")
+        raise DataError(f"{version.uri} draws two images from one seed")
     if url:
-        _wait_for_server(url.rstrip("/"), pointer.digest, patience_s)
-    return asdict(pointer) | {"server": url}
+        service = _Service(url, key)
+        service.wait_for(bundle.digest, patience_s)
+        body = {"seed": CANARY_SEED} | ({"class": bundle.sampler.class_names[0]} if label == 0 else {})
+        away = int(np.abs(service.draw(body).astype(int) - first[0].astype(int)).max())
+        if away > ROUNDING:
+            raise DataError(
+                f"{url} draws another image of seed {CANARY_SEED}: {away} grey levels away, at most {ROUNDING}"
+            )
+    return {"name": name, "version": version.version, "digest": bundle.digest, "server": url}
 
 
-def roll_back(state: Path, token: str | None = None) -> Pointer | None:
-    """Let the pointer name what served before, or nothing if nothing did; what is named now, or None.
+def roll_back(registry: Registry, name: str, token: str | None = None) -> str:
+    """Let the alias name what served before, or nothing if nothing did; the version that serves now, or "".
 
     With a `token`, only a swap of that token is undone; another deployment's is left alone.
     """
-    path = pointer_path(state)
-    now = read_pointer(path) if path.is_file() else None
-    if now is None or (token is not None and now.token != token):
-        return now
-    before = read_previous(path)
-    if before is None:
-        path.unlink()
+    now, told = registry.by_alias(name, SERVING), _told(registry, name)
+    serving = now.version if now else ""
+    if not told.now or (token is not None and told.token != token):
+        return serving
+    if serving == told.now and told.before:
+        registry.set_alias(name, SERVING, told.before)
+    elif serving == told.now:
+        registry.delete_alias(name, SERVING)
     else:
-        write_pointer(path, before, None)
-    return before
+        return serving  # the swap never came so far
+    _tell(registry, Deployed(name, told.before))
+    return told.before
 
 
-def pointer_path(state: Path) -> Path:
-    """The pointer file of a state folder."""
-    return state / "serving.json"
+def _told(registry: Registry, name: str) -> Deployed:
+    """The newest deployment as its tag on the model tells it."""
+    try:
+        return Deployed(name, **json.loads(registry.model_tag(name, DEPLOYED_TAG) or "{}"))
+    except (ValueError, TypeError):
+        return Deployed(name)
 
 
-def refuse(found: Canary) -> None:
-    """Raises: GateRefused with the canary's reasons, if it has any."""
-    if not found.passed:
-        raise GateRefused(list(found.reasons))
+def _tell(registry: Registry, deployed: Deployed) -> None:
+    values = {"now": deployed.now, "before": deployed.before, "token": deployed.token}
+    registry.set_model_tag(deployed.name, DEPLOYED_TAG, json.dumps(values))
 
 
-def _wait_for_server(url: str, digest: str, patience_s: float) -> None:
-    import httpx
+class _Service:
+    """A running server, asked over HTTP."""
 
-    deadline = time.monotonic() + patience_s
-    told = "no answer"
-    while True:
+    def __init__(self, url: str, key: str | None) -> None:
+        import httpx
+
+        self._url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self._url, timeout=30.0, trust_env=False, headers=headers)
+
+    def wait_for(self, digest: str, patience_s: float) -> None:
+        """Return once this bundle serves.  Raises: UnavailableError with what the server told last."""
+        deadline, told = time.monotonic() + patience_s, "no answer"
+        while True:
+            try:
+                models = self._json("GET", "/v1/models")["data"]
+                serving = next((one["digest"] for one in models if one["serves"]), "none")
+                if serving == digest:
+                    return
+                problem = self._json("GET", "/readyz").get("problem")
+                told = f"it serves {serving[:12]}" + (f" and says: {problem}" if problem else "")
+            except (UnavailableError, KeyError, TypeError) as error:
+                told = str(error)
+            if time.monotonic() >= deadline:
+                raise UnavailableError(f"{self._url} does not serve {digest[:12]} after {patience_s:g} s: {told}")
+            time.sleep(0.3)
+
+    def draw(self, body: dict[str, Any]) -> np.ndarray:
+        """(H, W, C) uint8 of one request."""
+        from mlx_tasks.registry.png import decode_png
+
+        answer = self._json("POST", "/v1/images/generations", json=body)
+        return decode_png(base64.b64decode(answer["data"][0]["b64_json"]))
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        import httpx
+
         try:
-            models = httpx.get(f"{url}/v1/models", timeout=3.0, trust_env=False).json()["data"]
-            served = models[0]["digest"] if models else "none"
-            if served == digest:
-                return
-            told = f"it serves {served[:12]}"
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            told = f"{type(error).__name__}: {error}"
-        if time.monotonic() >= deadline:
-            raise UnavailableError(f"{url} does not serve {digest[:12]} after {patience_s:g} s ({told}): roll back")
-        time.sleep(0.3)
+            answer = self._http.request(method, path, **options)
+            if answer.status_code >= 400 and path != "/readyz":
+                raise UnavailableError(f"{path} answers {answer.status_code}: {answer.text[:200]}")
+            return answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise UnavailableError(f"{path}: {type(error).__name__} {error}") from error

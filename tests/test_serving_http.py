@@ -1,0 +1,301 @@
+"""Facts about the server, over real HTTP to a real process."""
+
+import io
+import json
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from registry_workspace import CLASSES, SIDE
+from serving_world import Server, bundle_with_reference, pngs
+
+from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.monitoring.window import read_window
+from mlx_tasks.registry.draw import draw
+from mlx_tasks.registry.png import decode_png
+
+KEY = "a-key-of-some-length"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return bundle_with_reference(tmp_path_factory.mktemp("first") / "digits")
+
+
+@pytest.fixture(scope="module")
+def server(first, tmp_path_factory):
+    window = tmp_path_factory.mktemp("window")
+    running = Server("--bundle", str(first), "--window", str(window))
+    running.window = window
+    running.wait()
+    yield running
+    running.stop()
+
+
+def test_an_image_is_the_bundles_own_and_names_what_brings_it_back(server, first):
+    answer = server.draw(prompt="a handwritten two", seed=11)
+    (data,) = pngs(answer)
+    bundle = read_bundle(first)
+    assert np.array_equal(decode_png(data), draw(bundle, [2], [11])[0])
+    text = Image.open(io.BytesIO(data)).text
+    assert (text["seed"], text["class"], text["model"], text["nfe"]) == ("11", "two", "digits", "2")
+    assert text["bundle_digest"] == bundle.digest and text["model_version"] == bundle.digest[:12]
+    told = answer.json()
+    assert told["model"] == f"digits/{bundle.digest[:12]}" and told["nfe"] == 2 and told["timing"]["drawn_ms"] > 0
+
+
+def test_the_same_seed_gives_the_same_bytes_alone_in_a_row_and_from_many_callers(server):
+    row = pngs(server.draw(prompt="one", n=4, seed=2**32 - 2))
+    assert len(set(row)) == 4
+    seeds = [2**32 - 2, 2**32 - 1, 0, 1]
+    others = [{"class": "zero", "steps": k, "guidance": 2.0} for k in (3, 9)]
+    with ThreadPoolExecutor(8) as pool:
+        noise = [pool.submit(lambda body=body: server.draw(**body)) for body in others * 3]
+        alone = list(pool.map(lambda seed: pngs(server.draw(prompt="one", seed=seed))[0], seeds * 3))
+    assert alone == row * 3 and all(one.result().status_code == 200 for one in noise)
+
+
+def test_requests_that_wait_together_share_their_network_calls(server):
+    def figures():
+        lines = server.http.get("/metrics").text.splitlines()
+        return {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
+
+    before = figures()
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda seed: server.draw(prompt="one", seed=seed, steps=40), range(12)))
+    after = figures()
+    assert all(answer.json()["nfe"] == 40 for answer in answers)
+    calls = after["diffusion_batch_rows_count"] - before["diffusion_batch_rows_count"]
+    rows = after["diffusion_batch_rows_sum"] - before["diffusion_batch_rows_sum"]
+    assert rows == 12 * 40 and calls < rows / 2
+    assert (
+        after['diffusion_requests_total{status="200"}'] - before.get('diffusion_requests_total{status="200"}', 0) == 12
+    )
+
+
+def test_without_a_seed_images_differ_and_the_answer_tells_the_seed(server):
+    answers = [server.draw(prompt="zero") for _ in range(2)]
+    (one,), (other,) = map(pngs, answers)
+    assert one != other
+    assert pngs(server.draw(prompt="zero", seed=answers[0].json()["data"][0]["seed"])) == [one]
+
+
+def test_a_strip_ends_near_the_image(server):
+    picture = server.draw(prompt="two", seed=5, steps=10, strip=4).json()["data"][0]
+    levels = [one["sigma"] for one in picture["strip"]]
+    assert len(levels) == 4 and levels == sorted(levels, reverse=True)
+
+
+def test_openais_stock_client_is_served(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    drawn = client.images.generate(
+        model="digits", prompt="one", n=2, size=f"{SIDE}x{SIDE}", response_format="b64_json", extra_body={"seed": 3}
+    )
+    assert [one.b64_json for one in drawn.data] == [
+        one["b64_json"] for one in server.draw(prompt="one", n=2, seed=3).json()["data"]
+    ]
+    assert client.images.generate(prompt="one", quality="high").data[0].b64_json
+    assert [model.id for model in client.models.list()] == [server.serving()["id"]]
+    with pytest.raises(openai.BadRequestError, match="zero, one, two"):
+        client.images.generate(prompt="nine")
+
+
+def test_the_model_route_tells_what_serves(server, first):
+    model = server.serving()
+    digest = read_bundle(first).digest
+    assert model["id"] == f"digits/{digest[:12]}" and model["digest"] == digest and model["same_bits_in_any_batch"]
+    assert (model["classes"], model["size"], model["nfe"]) == (list(CLASSES), f"{SIDE}x{SIDE}", 2)
+    assert server.http.get("/livez").json() == {"status": "alive"}
+    assert server.http.get("/readyz").json()["status"] == "ready"
+    assert server.http.get("/v1/versions").json()["data"] == []
+
+
+def test_openapi_shows_the_routes_with_examples_that_work(server):
+    told = server.http.get("/openapi.json").json()
+    assert {"/v1/images/generations", "/v1/models", "/readyz", "/metrics"} <= set(told["paths"])
+    examples = told["components"]["schemas"]["ImageRequest"]["examples"]
+    for example in examples:
+        named = json.loads(json.dumps(example).replace("three", "one"))
+        assert server.draw(**named).status_code == 200
+    assert set(told["paths"]["/v1/images/generations"]["post"]["responses"]) >= {"200", "400", "429", "503", "504"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "x" * 1001}, "prompt"),
+        ({"prompt": "nine"}, "zero, one, two"),
+        ({"prompt": "one two"}, "'one' and 'two'"),
+        ({"prompt": "one", "class": "one"}, "give one of them"),
+        ({"class": "nine"}, "zero, one, two"),
+        ({"prompt": "one", "n": 0}, "n: "),
+        ({"prompt": "one", "n": 17}, "n: "),
+        ({"prompt": "one", "n": "2"}, "n: "),
+        ({"prompt": "one", "seed": -1}, "seed: "),
+        ({"prompt": "one", "seed": 2**32}, "seed: "),
+        ({"prompt": "one", "seed": 1.5}, "seed: "),
+        ({"prompt": "one", "response_format": "url"}, "response_format: "),
+        ({"prompt": "one", "size": "512x512"}, "draws 8x8"),
+        ({"prompt": "one", "size": "big"}, "size: "),
+        ({"prompt": "one", "model": "dall-e-3"}, "has digits"),
+        ({"prompt": "one", "model": "digits@champion"}, "no registry"),
+        ({"prompt": "one", "style": "vivid"}, "style: "),
+        ({"prompt": "one", "steps": 0}, "steps: "),
+        ({"prompt": "one", "steps": 3, "solver": "magic"}, "solver: one of"),
+        ({"prompt": "one", "quality": "superb"}, "quality: one of"),
+        ({"prompt": "one", "guidance": -1.0}, "guidance: "),
+        ({"prompt": "one", "strip": 13}, "strip: "),
+        ([], "body"),
+    ],
+)
+def test_bad_input_is_a_400_that_says_what_is_wrong(server, body, message):
+    answer = server.http.post("/v1/images/generations", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error" and message in error["message"]
+
+
+def test_bodies_that_are_no_json_or_too_long_are_refused(server):
+    assert server.http.post("/v1/images/generations", content=b"{").status_code == 400
+    assert server.http.post("/v1/images/generations", content=b"x" * 70_000).status_code == 413
+    assert server.http.post("/v1/images/generations", content=iter([b"{}"])).status_code == 413  # no length told
+    assert server.http.get("/nothing").json()["error"]["message"] == "GET /nothing: Not Found"
+
+
+def test_a_page_under_another_name_gets_nothing(server):
+    """A site whose name was pointed at loopback must not read this server through somebody's browser."""
+    answer = server.http.get("/v1/models", headers={"Host": "evil.example"})
+    assert answer.status_code == 421 and "not called evil.example" in answer.json()["error"]["message"]
+    assert server.http.get("/v1/models", headers={"Host": "localhost:8090"}).status_code == 200
+
+
+def test_with_a_key_every_route_but_health_asks_for_it(first, tmp_path):
+    (tmp_path / "key").write_text(KEY + "\n")
+    running = Server("--bundle", str(first), "--key-file", str(tmp_path / "key"))
+    try:
+        running.wait()
+        for path in ("/", "/page.js", "/v1/models", "/v1/versions", "/metrics", "/openapi.json", "/nothing"):
+            answer = running.http.get(path)
+            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key", path
+        assert running.draw(prompt="one").status_code == 401
+        assert running.http.get("/livez").status_code == 200
+        for wrong in ("Bearer nonsense", "Bearer x", "Basic bm9uZQ==", "Basic ???", KEY):
+            assert running.http.get("/v1/models", headers={"Authorization": wrong}).status_code == 401
+        assert running.http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+        assert running.http.get("/", auth=("anyone", KEY)).status_code == 200
+        assert openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY).images.generate(prompt="one").data
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "takes a key"),
+        (["--batch", "0"], "--batch must be above 0"),
+        (["--key-file", "/nowhere"], "cannot be read"),
+    ],
+)
+def test_a_server_that_would_be_open_or_useless_does_not_start(first, arguments, message):
+    running = Server("--bundle", str(first), *arguments)
+    try:
+        assert running.process.wait(30) == 10
+        assert message in running.process.stderr.read()
+    finally:
+        running.http.close()
+        running.process.stderr.close()
+
+
+def test_a_full_queue_says_when_to_come_again_and_a_slow_request_is_ended(first):
+    running = Server("--bundle", str(first), "--queue", "4", "--batch", "2", "--timeout", "1.5")
+    try:
+        running.wait()
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda seed: running.draw(prompt="one", n=2, seed=seed, steps=200), range(20)))
+        by_status = {answer.status_code: answer for answer in answers}
+        assert set(by_status) <= {200, 429, 504} and 429 in by_status and 504 in by_status
+        assert 1 <= int(by_status[429].headers["Retry-After"]) <= 60
+        assert "wait already and the queue holds 4" in by_status[429].json()["error"]["message"]
+        assert "within 1.5 s" in by_status[504].json()["error"]["message"]
+        assert running.draw(prompt="one").status_code == 200  # what timed out left the batch
+    finally:
+        running.stop()
+
+
+def test_a_client_that_leaves_frees_its_place(first):
+    running = Server("--bundle", str(first), "--batch", "1")
+    try:
+        running.wait()
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{running.url}/v1/images/generations",
+                json={"prompt": "one", "n": 16, "steps": 200},
+                timeout=0.5,
+                trust_env=False,
+            )
+        began = time.monotonic()
+        assert running.draw(prompt="one").status_code == 200
+        taken = time.monotonic() - began
+        whole = running.draw(prompt="one", n=16, steps=200).json()["timing"]["drawn_ms"] / 1000
+        assert taken < max(0.5 * whole, 1.0)
+        assert 'diffusion_requests_total{status="499"} 1.0' in running.http.get("/metrics").text
+    finally:
+        running.stop()
+
+
+def test_a_stop_draws_what_is_under_way(first):
+    running = Server("--bundle", str(first))
+    running.wait()
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(running.draw(prompt="one", n=4, steps=150)))
+    asking.start()
+    deadline = time.monotonic() + 20
+    while "diffusion_batch_rows_count 0" in running.http.get("/metrics").text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.process.send_signal(signal.SIGTERM)
+    asking.join(30)
+    assert running.process.wait(30) == 0
+    assert answers and answers[0].status_code == 200
+    running.http.close()
+    running.process.stderr.close()
+
+
+def test_the_window_tells_what_was_made(server):
+    server.draw(prompt="two", n=3, seed=900)
+    server.draw(prompt="two", seed=950, quality="fast")
+    server.draw(prompt="two", seed=960, steps=4)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        rows = read_window(server.window).query("seed >= 900 and seed < 1000")
+        if len(rows) == 5:
+            break
+        time.sleep(0.5)
+    assert rows["seed"].tolist() == [900, 901, 902, 950, 960]
+    assert rows["plan"].tolist() == ["own"] * 3 + ["fast", "custom"] and rows["nfe"].tolist() == [2, 2, 2, 2, 4]
+    assert set(rows["class"]) == {"two"} and set(rows["digest"]) == {server.serving()["digest"]}
+    assert (rows["drawn_ms"] > 0).all() and rows["features"].map(len).tolist() == [64] * 5
+
+
+def test_a_server_without_a_bundle_is_alive_and_not_ready(tmp_path):
+    running = Server("--bundle", str(tmp_path / "nothing"))
+    try:
+        answer = running.wait("/readyz", 503)
+        while answer.json()["problem"] == "the model is being loaded":
+            answer = running.http.get("/readyz")
+        assert "is no bundle" in answer.json()["problem"]
+        assert running.http.get("/livez").status_code == 200
+        refused = running.draw(prompt="one")
+        assert refused.status_code == 503 and "Retry-After" in refused.headers
+        assert running.http.get("/v1/models").json()["data"] == []
+    finally:
+        running.stop()
