@@ -16,7 +16,7 @@ PARAMS = {
         os.environ.get("ADO_WINDOW", ""),
         type="string",
         title="Window",
-        description="Folder of served PNGs, as `mlx-tasks serve --keep FOLDER` fills it.",
+        description="What `mlx-tasks serve --window FOLDER` fills.",
     ),
     "model": Param(
         os.environ.get("ADO_SERVING_MODEL", "digits-sampler@serving"),
@@ -26,15 +26,23 @@ PARAMS = {
         description="The registered version whose reference the window is held against.",
     ),
     "level": Param(
-        0.01, type="number", minimum=0.002, maximum=0.2, title="Level", description="Share of false drift alarms."
+        0.01, type="number", minimum=0.005, maximum=0.2, title="Level", description="Chance of a false alert in a look."
     ),
-    "max_quality_loss": Param(
-        0.5,
+    "min_images": Param(
+        60, type="integer", minimum=2, maximum=1000, title="Images", description="Fewer wait for the next look."
+    ),
+    "max_error_share": Param(
+        0.02, type="number", exclusiveMinimum=0, exclusiveMaximum=1, title="Errors", description="Share that may fail."
+    ),
+    "max_latency_ms": Param(
+        float(os.environ.get("ADO_MAX_LATENCY_MS", "0")),
         type="number",
-        minimum=0.0,
-        maximum=10.0,
-        title="Quality loss",
-        description="Rise of the Frechet distance over the registered one, as a fraction, that raises an alert.",
+        minimum=0,
+        title="Latency (ms)",
+        description="What 95 of 100 requests must stay below, waiting included; 0: no limit.",
+    ),
+    "cooldown_h": Param(
+        6.0, type="number", minimum=0, title="Cooldown (h)", description="In which the same alert is not raised again."
     ),
 }
 ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.get("ADO_QUEUE", "default")}
@@ -51,33 +59,44 @@ ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.ge
     is_paused_upon_creation=True,
 )
 def monitor_quality():
-    """Look at the newest served images; emit the asset `quality_alert` where they drifted or got worse.
+    """Look at what was served since the last look; emit the asset `quality_alert` where it got worse.
 
-    A two-sample test with a stated level of false alarms tells drift, the Frechet distance at equal counts tells
-    quality, both against the reference that was registered with the bundle. Without an alert `alert` is skipped.
+    Tests of a stated level compare images with the reference that was registered with the bundle; errors and latency
+    are held against their limits. Each alert says what to do again, and `optimize_diffusion` starts there. `alert` is
+    skipped where there is nothing new: an alert is news once, until it is resolved or has cooled down.
     """
 
     @task(**ACCELERATOR)
-    def look(params=None) -> dict[str, Any]:
-        from airflow.sdk.exceptions import AirflowFailException
+    def look(params=None, run_id: str | None = None) -> dict[str, Any]:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-        from mlx_tasks.serving.process import run_command
+        from mlx_tasks.errors import RETRYABLE
+        from mlx_tasks.serving.process import CommandFailed, run_command
 
         if not params["window"]:
-            raise AirflowFailException("no window: set ADO_WINDOW or the form's field to the folder of served images")
-        options = {"window": "window", "model": "model", "level": "level", "max-quality-loss": "max_quality_loss"}
-        arguments = [part for option, key in options.items() for part in (f"--{option}", str(params[key]))]
-        report = run_command("monitor", *arguments)
-        return {"alerts": report["alerts"], "measured": report["measured"], "version": report["version"]}
+            raise AirflowFailException("no window: set ADO_WINDOW or the form's field to what the server records")
+        arguments = [part for key in params for part in (f"--{key.replace('_', '-')}", str(params[key]))]
+        try:
+            report = run_command("monitor", *arguments, "--token", str(run_id))
+        except CommandFailed as failure:
+            kind = AirflowException if failure.code in RETRYABLE or failure.code < 0 else AirflowFailException
+            raise kind(str(failure)) from None
+        return {
+            key: report[key] for key in ("alerts", "resolved", "suggestion", "measured", "window", "name", "version")
+        }
 
     @task(outlets=[ALERT])
     def alert(report: dict[str, Any], outlet_events=None) -> list[str]:
         from airflow.sdk.exceptions import AirflowSkipException
 
-        if not report["alerts"]:
-            raise AirflowSkipException("nothing to alert about")
-        outlet_events[ALERT].extra = report
-        return [f"{found['severity']} {found['name']}: {found['message']}" for found in report["alerts"]]
+        new = [found for found in report["alerts"] if found["status"] == "new"]
+        if not new:
+            raise AirflowSkipException(f"nothing new: {len(report['alerts'])} alerts are known already")
+        words = [f"{found['severity']} {found['metric']}: {found['message']}" for found in new]
+        if not report["suggestion"]:
+            raise AirflowSkipException("nothing that the chain could mend: " + "; ".join(words))
+        outlet_events[ALERT].extra = {key: value for key, value in report.items() if key != "measured"}
+        return words
 
     alert(look())
 

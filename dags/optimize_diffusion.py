@@ -6,8 +6,9 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from airflow.sdk import Param, TaskGroup, chain, dag
+from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, TaskGroup, chain, dag
 
+from mlx_tasks.assets import QUALITY_ALERT
 from mlx_tasks.catalog import SEARCH_GENERATIONS
 from mlx_tasks.form import fields
 from stage_operator import AnnounceOperator, CloseRunOperator, OpenRunOperator, ReportOperator, StageOperator
@@ -23,8 +24,15 @@ ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.ge
 LIGHT = {"pool": "default_pool", "queue": ACCELERATOR["queue"]}
 
 
+ALERTS = [Asset(QUALITY_ALERT)]
+CRON = os.environ.get("ADO_SCHEDULE")
+
+
 @dag(
-    schedule=os.environ.get("ADO_SCHEDULE") or None,
+    # An alert starts it, and a schedule where one is set.
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(CRON, timezone="UTC"), assets=ALERTS)
+    if CRON
+    else ALERTS,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     tags=["diffusion", "mlx"],
     params=PARAMS,
@@ -33,6 +41,9 @@ LIGHT = {"pool": "default_pool", "queue": ACCELERATOR["queue"]}
 )
 def optimize_diffusion():
     """Validate a dataset, train, distill, search, tune, evaluate, and register the best sampler found.
+
+    It runs by hand, on a schedule (ADO_SCHEDULE), and on the asset `quality_alert`: then it begins again at the stage
+    that the alert suggests, with all before it from the version that slipped, and the reason stands in its notes.
 
     Every node runs one stage of `dvc.yaml` in the run's own workspace; a stage whose inputs have not changed says
     *cached*. `open_run` checks the parameters before anything is trained; `close_run` commits what was made on the

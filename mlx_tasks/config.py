@@ -309,6 +309,28 @@ class Register(Branch):
     model_name: str = Field(default="digits-sampler", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
+SEED_STRIDE = 7919
+"""Between the seeds of a stage's repetitions."""
+
+
+class Redo(Branch):
+    """How often each part of the chain was begun again with other random numbers, all before it being kept.
+
+    A run that an alert starts at a stage raises that stage's number and those of the stages after it.
+    """
+
+    train: int = Field(default=0, ge=0, lt=10_000)
+    distill: int = Field(default=0, ge=0, lt=10_000)
+    search: int = Field(default=0, ge=0, lt=10_000)
+    tune: int = Field(default=0, ge=0, lt=10_000)
+
+    def again_from(self, stage: str) -> Redo:
+        """With the numbers from a stage on raised by one."""
+        names = list(type(self).model_fields)
+        later = names[names.index(stage) :]
+        return self.model_copy(update={name: getattr(self, name) + 1 for name in later})
+
+
 class Config(Branch):
     """The whole tree."""
 
@@ -322,6 +344,7 @@ class Config(Branch):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     register_: Register = Field(default=Register(), alias="register")
+    redo: Redo = Redo()
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -339,6 +362,11 @@ class Config(Branch):
     def resolution(self) -> int:
         """Image side of the ladder's last rung: what everything after the teacher works at (pixels)."""
         return self.train.resolutions[-1]
+
+    def for_stage(self, stage: str) -> Config:
+        """The tree with the seed that a stage shall take: another one each time that it is begun again."""
+        again = self.redo.model_dump().get(stage.partition("_")[0], 0)
+        return self.model_copy(update={"seed": (self.seed + SEED_STRIDE * again) % 2**31}) if again else self
 
     def dump(self) -> dict[str, Any]:
         """The tree as plain JSON types, in params.yaml's own names."""

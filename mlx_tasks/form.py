@@ -78,6 +78,32 @@ def fields(root: Path) -> tuple[Field, ...]:
         ),
         _field("seed", "Seed", "seed", nullable=True),
         Field(
+            "start_from",
+            "Begin again at",
+            None,
+            "Keep everything before this stage from the version below, with its params, and do this stage and those "
+            "after it again with other random numbers. Empty: the whole chain. Alerts fill this in.",
+            None,
+            {"type": ["string", "null"], "enum": ["tune", "distill", "train", "", None]},
+        ),
+        Field(
+            "begin_with",
+            "Version to begin from",
+            None,
+            "NAME@ALIAS or NAME/VERSION, for 'Begin again at'. Empty: the champion of the model in params.",
+            None,
+            {"type": ["string", "null"]},
+        ),
+        Field("alerts", "Alerts", None, "The alerts that started this run.", None, {"type": ["array", "null"]}),
+        Field(
+            "reason",
+            "Reason",
+            None,
+            "Why this run was started, for its notes.",
+            None,
+            {"type": ["string", "null"], "maxLength": 2000},
+        ),
+        Field(
             "overrides",
             "Advanced overrides",
             None,
@@ -103,7 +129,7 @@ def resolve(root: Path, form: dict[str, Any]) -> Config:
 
 def overrides(form: dict[str, Any]) -> dict[str, Any]:
     """A filled-in form as dotted overrides; the advanced ones come last and win.  Raises: DataError."""
-    known = {"preset": None, "overrides": None, **_KEYS}
+    known = ["preset", "overrides", "start_from", "begin_with", "alerts", "reason", *_KEYS]
     unknown = sorted(set(form) - set(known))
     if unknown:
         raise DataError(f"the form has no field {', '.join(map(repr, unknown))}; it has: {', '.join(known)}")

@@ -149,7 +149,10 @@ class OpenRunOperator(ProcessOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Hand the run on; returns what a person wants to see of it."""
-        run = self.call(context, "open-run", {"run_id": context["run_id"], "form": dict(context["params"])})
+        form = dict(context["params"])
+        events = [one for found in (context.get("triggering_asset_events") or {}).values() for one in found]
+        form["alerts"] = [*(form.get("alerts") or []), *(alert for one in events for alert in _alerts(one.extra or {}))]
+        run = self.call(context, "open-run", {"run_id": context["run_id"], "form": form})
         if run["mlflow_url"]:
             self._tell_mlflow_run(context, run["mlflow_url"])
         context["ti"].xcom_push(key=RESULT_KEY, value=run)
@@ -231,6 +234,12 @@ class CloseRunOperator(ProcessOperator):
         run, locks = self.upstream_results(context)
         self.mlflow_url = run["mlflow_url"]
         return self.call(context, "close-run", {"run": run, "locks": locks, "succeeded": self.last in locks})
+
+
+def _alerts(extra: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alerts of a monitor's asset event, each with the version it is about."""
+    about = {"begin_with": f"{extra['name']}/{extra['version']}"} if extra.get("name") and extra.get("version") else {}
+    return [one | about for one in extra.get("alerts", [])]
 
 
 def failure(code: int, message: str, command: str) -> AirflowException:

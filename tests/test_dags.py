@@ -143,7 +143,8 @@ def test_nodes_link_to_mlflow_and_the_last_one_to_the_report(probe):
 def test_every_field_of_the_form_is_typed_and_described(probe):
     names = ["preset", "dataset", "resolutions", "steps_to_reach", "search_trials", "methods"]
     names += ["ppo_steps", "nfe_budgets"]
-    assert list(probe["form"]) == [*names, "gate_limits", "promotion", "seed", "overrides"]
+    names += ["gate_limits", "promotion", "seed", "start_from", "begin_with", "alerts", "reason", "overrides"]
+    assert list(probe["form"]) == names
     for field in probe["form"].values():
         assert field["schema"]["type"]
         assert field["schema"]["title"]
@@ -177,7 +178,7 @@ def test_the_environment_configures_the_schedule_the_queue_and_the_retries(tmp_p
     probe = _probe(
         tmp_path, ADO_SCHEDULE="0 3 * * *", ADO_QUEUE="mac", ADO_RETRIES="5", ADO_RETRY_DELAY_S="0.5", ADO_POOL="gpu"
     )
-    assert probe["schedule"] == "0 3 * * *"
+    assert probe["schedule"] == "Asset or 0 3 * * *"
     train, opened = probe["tasks"]["train"], probe["tasks"]["open_run"]
     assert (train["queue"], train["pool"], train["retries"], train["delay"]) == ("mac", "gpu", 5, 0.5)
     assert opened["queue"] == "default"  # where the checkout is

@@ -11,7 +11,8 @@ from serving_world import Server, bundle_with_reference
 
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError, UnavailableError
-from mlx_tasks.registry.mlflow_registry import CHAMPION, DIGEST_TAG, SERVING, Registry
+from mlx_tasks.registry.mlflow_registry import DIGEST_TAG, Registry
+from mlx_tasks.registry.names import CHAMPION, SERVING
 from mlx_tasks.serving import deploy
 from mlx_tasks.serving.process import CommandFailed, run_command
 

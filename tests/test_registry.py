@@ -21,7 +21,8 @@ from mlx_tasks.metrics.random_conv import RandomConvFeatures
 from mlx_tasks.models.bundle import read_bundle
 from mlx_tasks.registry import lineage
 from mlx_tasks.registry.draw import draw
-from mlx_tasks.registry.mlflow_registry import CHALLENGER, CHAMPION, Registry
+from mlx_tasks.registry.mlflow_registry import Registry
+from mlx_tasks.registry.names import CHALLENGER, CHAMPION
 from mlx_tasks.registry.png import decode_png, encode_png
 from mlx_tasks.registry.pyfunc import _load_pyfunc
 from mlx_tasks.registry.reference import read_reference

@@ -26,7 +26,6 @@ KEY_TAG = "mlx_tasks.key"
 SCORES_TAG = "mlx_tasks.scores"
 CONDITIONS_TAG = "mlx_tasks.conditions"
 DIGEST_TAG = "mlx_tasks.bundle_digest"
-CHALLENGER, CHAMPION, SERVING = "challenger", "champion", "serving"
 
 CODE = (
     "__init__.py",

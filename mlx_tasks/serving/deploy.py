@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_tasks.errors import DataError, UnavailableError
-from mlx_tasks.registry.mlflow_registry import DIGEST_TAG, SERVING
+from mlx_tasks.registry.mlflow_registry import DIGEST_TAG
+from mlx_tasks.registry.names import SERVING
 
 if TYPE_CHECKING:
     from mlx_tasks.registry.mlflow_registry import Registry

@@ -14,18 +14,26 @@ USER = "admin"
 
 
 def load_secrets(state: Path) -> dict[str, str]:
-    """jwt_secret, api_secret_key, fernet_key and the UI's password; made at the first call."""
+    """jwt_secret, api_secret_key, fernet_key, the UI's password, and what senders of alerts prove themselves by.
+
+    Made at the first call; what a file from before lacks is added.
+    """
     path = state / "secrets.json"
     try:
-        return json.loads(path.read_text())
+        kept = json.loads(path.read_text())
     except FileNotFoundError:
-        pass
+        kept = {}
     values = {
         "jwt_secret": secrets.token_hex(64),
         "api_secret_key": secrets.token_hex(32),
         "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         "password": secrets.token_urlsafe(9),
+        "alert_token": secrets.token_urlsafe(32),
+        "alert_secret": secrets.token_urlsafe(32),
     }
+    if set(values) <= set(kept):
+        return kept
+    values |= kept
     atomic_write_text(path, json.dumps(values))
     os.chmod(path, 0o600)
     return values

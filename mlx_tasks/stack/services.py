@@ -80,6 +80,8 @@ def environment(layout: Layout) -> dict[str, str]:
         "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(p for p in (str(layout.root), os.environ.get("PYTHONPATH")) if p),
         "PYTHONUNBUFFERED": "1",
+        "ADO_ALERT_TOKEN": secrets["alert_token"],
+        "ADO_ALERT_SECRET": secrets["alert_secret"],
         "ADO_STATE": str(layout.state),
         "ADO_REPOSITORY": str(layout.root),
         "MLFLOW_TRACKING_URI": layout.mlflow_url,

@@ -64,7 +64,7 @@ def _run(stage: Stage, root: Path, target: str, arguments: dict[str, int], recor
         tracker = stack.enter_context(open_tracker(root, target, config))
         if isinstance(tracker, MlflowTracker) and tracker.run_id is not None:
             record.tracked(tracker.run_id, run_url(tracker.uri, tracker.experiment_id, tracker.run_id))
-        context = StageContext(target, config, root, hardware.detect(), tracker, progress)
+        context = StageContext(target, config.for_stage(stage.name), root, hardware.detect(), tracker, progress)
         try:
             importlib.import_module(stage.module).run(context, **arguments)
         except GateRefused as refusal:

@@ -16,16 +16,9 @@ from mlx_tasks.models.bundle import Bundle, bundle_digest, write_bundle
 from mlx_tasks.registry import lineage
 from mlx_tasks.registry.champion import champion_scores, rescore
 from mlx_tasks.registry.gate import Champion, Verdict, judge
-from mlx_tasks.registry.mlflow_registry import (
-    CHALLENGER,
-    CHAMPION,
-    CONDITIONS_TAG,
-    DIGEST_TAG,
-    SCORES_TAG,
-    Registry,
-    Version,
-)
+from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
 from mlx_tasks.registry.model_card import model_card
+from mlx_tasks.registry.names import CHALLENGER, CHAMPION
 from mlx_tasks.registry.reference import make_reference, write_reference
 from mlx_tasks.registry.winner import Winner, read_winner, winning_bundle
 from mlx_tasks.stages.context import StageContext

@@ -13,7 +13,9 @@ from mlx_tasks.files import atomic_write_text, read_json, write_json
 from mlx_tasks.form import resolve
 from mlx_tasks.locks import held
 from mlx_tasks.params import parse_config, write_params
+from mlx_tasks.registry.names import CHAMPION
 from mlx_tasks.workspace import git
+from mlx_tasks.workspace.again import lineage, with_alerts
 from mlx_tasks.workspace.mlflow_parent import start_parent
 from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
 
@@ -52,10 +54,20 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
         marker = _marker(path)
         if marker.exists():
             return read_json(marker)
+        form = with_alerts(form)
         config = resolve(places.repository, form)
         git.check_checkout(places.repository)
-        run = _make(places, run_id, config, path)
-        run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run))
+        notes, reason = [], str(form.get("reason") or "")
+        commit = None
+        if reason:
+            notes.append(f"started because: {reason}")
+        if stage := form.get("start_from"):
+            model = form.get("begin_with") or f"{config.register_.model_name}@{CHAMPION}"
+            taken = lineage(places, model, stage)
+            config, commit = taken.config, taken.commit
+            notes.append(f"begins again at {stage}, with code, params and all before it from {taken.uri}")
+        run = _make(places, run_id, config, path, commit, notes)
+        run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run, reason))
         write_json(marker, run)
     return run
 
@@ -80,13 +92,18 @@ def ensure_workspace(places: Places, run: Run) -> Path:
     return path
 
 
-def _make(places: Places, run_id: str, config: Config, path: Path) -> Run:
+def _make(
+    places: Places, run_id: str, config: Config, path: Path, commit_of_lineage: str | None, notes: list[str]
+) -> Run:
+    """The workspace, at the checkout as it stands or at a lineage's commit, with the run's params on its branch."""
     slug, branch = run_slug(run_id), f"runs/{run_slug(run_id)}"
-    notes: list[str] = []
     with held(places.lock("git"), f"open {run_id}", what="git"):
         data = config.data.path
         exclude = (data,) if _is_untracked(places.repository, data) else ()
-        taken = git.snapshot(places.repository, f"Uncommitted edits that run {run_id} was started with", exclude)
+        if commit_of_lineage is not None:
+            taken = git.Snapshot(commit_of_lineage, edited=False)
+        else:
+            taken = git.snapshot(places.repository, f"Uncommitted edits that run {run_id} was started with", exclude)
         git.add_worktree(places.repository, path, taken.commit)
         base = git.git(places.repository, "rev-parse", "HEAD")
         if taken.edited:
@@ -169,8 +186,10 @@ def _configure_dvc(places: Places, path: Path) -> None:
     atomic_write_text(path / ".dvc" / "config.local", "\n".join(lines) + "\n")
 
 
-def _tags(run: Run) -> dict[str, str]:
+def _tags(run: Run, reason: str) -> dict[str, str]:
+    told = {"ado.reason": reason, "mlflow.note.content": f"Started because: {reason}"} if reason else {}
     return {
+        **told,
         "mlflow.source.name": "optimize_diffusion",
         "mlflow.source.git.commit": run["commit"],
         "ado.run_id": run["run_id"],

@@ -1,0 +1,235 @@
+"""Facts about the way in for outside alerts: under a real API server, with no scheduler until late."""
+
+import hashlib
+import hmac
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mlx_tasks.stack import services
+from mlx_tasks.stack.api import AirflowApi
+from mlx_tasks.stack.layout import Layout, next_free
+from mlx_tasks.stack.secrets import load_secrets
+
+ROOT = Path(__file__).resolve().parent.parent
+DAG = "optimize_diffusion"
+
+
+class Airflow:
+    """An API server over a database of its own; the scheduler is started by who wants one."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["ADO_STATE"] = str(folder)
+        os.environ["ADO_AIRFLOW_PORT"] = str(next_free(23000 + os.getpid() % 20000))
+        try:
+            self.layout = Layout.of(ROOT)
+        finally:
+            del os.environ["ADO_STATE"], os.environ["ADO_AIRFLOW_PORT"]
+        self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
+        self.environment = services.environment(self.layout)
+        self.environment["ADO_REPOSITORY"] = str(folder / "nowhere")  # runs end at once: what they do is shown elsewhere
+        self.secrets = load_secrets(self.layout.state)
+        self.log = (folder / "airflow.log").open("ab")
+        self.processes: list[subprocess.Popen] = []
+        self.run("db", "migrate")
+        self.run("dags", "reserialize")
+        self.api = AirflowApi(self.layout)
+
+    def run(self, *arguments):
+        command = [sys.executable, "-m", "airflow", *arguments]
+        subprocess.run(command, env=self.environment, check=True, stdout=self.log, stderr=self.log, timeout=180)
+
+    def start(self, *arguments):
+        command = [sys.executable, "-m", "airflow", *arguments]
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=self.log, stderr=self.log, start_new_session=True
+        )
+        self.processes.append(process)
+        return process
+
+    def stop(self):
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, 15)
+        for process in self.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
+        self.log.close()
+
+    def runs(self):
+        found = self.api._request("GET", f"/api/v2/dags/{DAG}/dagRuns", params={"limit": 100}).json()
+        return {run["dag_run_id"]: run for run in found["dag_runs"]}
+
+    def post(self, route, body, headers=None):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(
+            f"{self.layout.airflow_url}/alerts/{route}",
+            content=data,
+            headers=headers or {},
+            timeout=30,
+            trust_env=False,
+        )
+
+    def bearer(self):
+        return {"Authorization": f"Bearer {self.secrets['alert_token']}"}
+
+    def signed(self, body, at=None, secret=None, names=("X-Alert-Signature", "X-Alert-Timestamp")):
+        data, at = json.dumps(body).encode(), str(int(time.time()) if at is None else at)
+        key = (secret or self.secrets["alert_secret"]).encode()
+        return data, {names[0]: hmac.new(key, at.encode() + b":" + data, hashlib.sha256).hexdigest(), names[1]: at}
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory):
+    running = Airflow(tmp_path_factory.mktemp("alerts"))
+    running.start("api-server")
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{running.layout.airflow_url}/api/v2/version", timeout=2, trust_env=False).is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield running
+    finally:
+        running.stop()
+
+
+def firing(fingerprint, began="2026-01-02T03:04:05Z", redo="distill", status="firing", **notes):
+    """One alert as Alertmanager sends it."""
+    return {
+        "status": status,
+        "labels": {"alertname": "QualitySlipped", "metric": "frechet_distance", **({"redo": redo} if redo else {})},
+        "annotations": {"summary": "worse", "value": "0.3", "limit": "0.2", "window": "last hour", **notes},
+        "startsAt": began,
+        "endsAt": "0001-01-01T00:00:00Z",
+        "fingerprint": fingerprint,
+    }
+
+
+def group(*alerts):
+    return {"version": "4", "status": "firing", "groupKey": "{}", "alerts": list(alerts)}
+
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+def test_the_same_alert_ten_times_is_one_run_with_the_reason_on_it(airflow):
+    before = set(airflow.runs())
+    body = group(firing("a1"))
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: airflow.post("alertmanager", body, airflow.bearer()), range(10)))
+    kept = [answer for answer in answers if answer.status_code == 200]
+    assert len(kept) >= 1 and {answer.status_code for answer in answers} <= {200, 503}
+    assert airflow.post("alertmanager", body, airflow.bearer()).json()["told"] == "these have their run already"
+    (run_id,) = set(airflow.runs()) - before
+    assert run_id.startswith("alert__") and {answer.json()["run_id"] for answer in kept} == {run_id}
+    run = airflow.runs()[run_id]
+    assert run["state"] == "queued" and run["triggering_user_name"] == "alerts"
+    assert run["note"] == "Started by alerts:\nfrechet_distance 0.3 (limit 0.2), window last hour: worse"
+    (told,) = run["conf"]["alerts"]
+    assert told["suggestion"] == "distill" and told["fingerprint"] == "a1" and told["status"] == "new"
+
+
+def test_a_group_is_one_run_and_a_later_member_gets_its_own(airflow):
+    before = set(airflow.runs())
+    first = airflow.post("alertmanager", group(firing("b1"), firing("b2", redo="tune")), airflow.bearer()).json()
+    (run_id,) = set(airflow.runs()) - before
+    assert first == {"run_id": run_id, "alerts": 2, "told": "a run was made"}
+    assert [one["fingerprint"] for one in airflow.runs()[run_id]["conf"]["alerts"]] == ["b1", "b2"]
+    grown = group(firing("b1"), firing("b2", redo="tune"), firing("b3"))
+    second = airflow.post("alertmanager", grown, airflow.bearer()).json()
+    assert second["run_id"] != run_id and second["alerts"] == 1
+    flapping = group(firing("b1", began="2026-01-02T04:00:00Z"))  # resolved and back within the cooldown
+    assert airflow.post("alertmanager", flapping, airflow.bearer()).json()["told"] == "these have their run already"
+    assert len(set(airflow.runs()) - before) == 2
+
+
+def test_what_is_resolved_or_asks_for_nothing_starts_nothing(airflow):
+    before = set(airflow.runs())
+    for body in (group(firing("c1", status="resolved")), group(firing("c2", redo="")), group(firing("c3", redo="all"))):
+        answer = airflow.post("alertmanager", body, airflow.bearer())
+        assert answer.status_code == 200 and answer.json()["run_id"] is None
+    assert set(airflow.runs()) == before
+
+
+def test_signed_alerts_start_runs_too(airflow):
+    before = set(airflow.runs())
+    names = ("X-Grafana-Alerting-Signature", "X-Grafana-Alerting-Timestamp")
+    data, headers = airflow.signed(group(firing("d1")), names=names)
+    assert airflow.post("grafana", data, headers).json()["told"] == "a run was made"
+    one = {"metric": "p95", "value": 120, "limit": 80, "message": "slow", "suggestion": "tune"}
+    data, headers = airflow.signed({"alerts": [one]})
+    assert airflow.post("generic", data, headers).json()["told"] == "a run was made"
+    notes = [airflow.runs()[run]["note"] for run in set(airflow.runs()) - before]
+    assert any("p95 120 (limit 80): slow" in note for note in notes) and len(notes) == 2
+
+
+def test_missing_wrong_and_stale_credentials_are_401_and_nothing_happens(airflow):
+    before = set(airflow.runs())
+    body = group(firing("e1"))
+    wrong = [
+        ("alertmanager", body, {}),
+        ("alertmanager", body, {"Authorization": "Bearer wrong"}),
+        ("alertmanager", body, {"Authorization": f"Basic {airflow.secrets['alert_token']}"}),
+        ("generic", body, {}),
+        ("generic", body, airflow.bearer()),
+        ("generic", *airflow.signed(body, secret="wrong")),
+        ("generic", *airflow.signed(body, at=int(time.time()) - 301)),
+        ("generic", *airflow.signed(body, at=int(time.time()) + 301)),
+        ("grafana", *airflow.signed(body)),  # the other sender's headers
+    ]
+    data, headers = airflow.signed(body)
+    wrong.append(("generic", data + b" ", headers))  # another body under the signature
+    for route, sent, given in wrong:
+        answer = airflow.post(route, sent, given)
+        assert answer.status_code == 401, (route, given, answer.text)
+    assert set(airflow.runs()) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{", "no alerts could be read"),
+        ([], "must be a JSON object"),
+        ({}, "'alerts' must be a list"),
+        ({"alerts": ["x"]}, "list of objects"),
+        ({"alerts": [{}] * 51}, "at most 50"),
+        ({"alerts": [{"metric": "m"}]}, "alert 0 lacks message, suggestion"),
+        ({"alerts": [{"metric": "m", "message": "m", "suggestion": "dance"}]}, "suggestion must be one of"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_a_400_that_says_why(airflow, body, words):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    at = str(int(time.time()))
+    signature = hmac.new(
+        airflow.secrets["alert_secret"].encode(), at.encode() + b":" + data, hashlib.sha256
+    ).hexdigest()
+    answer = airflow.post("generic", data, {"X-Alert-Signature": signature, "X-Alert-Timestamp": at})
+    assert answer.status_code == 400 and words in answer.text
+
+
+def test_what_came_while_no_scheduler_ran_is_taken_up_by_one(airflow):
+    """Accepted, kept, acted on later: the run leaves the queue once there is a scheduler."""
+    answer = airflow.post("alertmanager", group(firing("f1")), airflow.bearer()).json()
+    run_id = answer["run_id"]
+    assert airflow.runs()[run_id]["state"] == "queued"
+    airflow.start("scheduler", "--skip-serve-logs")
+    deadline = time.monotonic() + 120
+    while airflow.runs()[run_id]["state"] == "queued" and time.monotonic() < deadline:
+        for other in set(airflow.runs()) - {run_id}:  # two at once are allowed: the others make room
+            if airflow.runs()[other]["state"] == "running":
+                airflow.api.stop_run(DAG, other)
+        time.sleep(0.5)
+    assert airflow.runs()[run_id]["state"] != "queued"
