@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up follow down test check bench lock clean
+.PHONY: help setup demo loop up follow down test check bench lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ setup: ## install into .venv from requirements.lock
 
 demo: setup ## take the handwritten digits through the whole chain, under Airflow
 	@$(BIN)/mlx-tasks demo
+
+loop: setup ## after a demo: its champion serves, is damaged on purpose, noticed, and mended
+	@$(BIN)/mlx-tasks loop
 
 up: setup ## start Airflow and MLflow on loopback and leave them up
 	@$(BIN)/mlx-tasks up

@@ -34,7 +34,9 @@ class Airflow:
             del os.environ["ADO_STATE"], os.environ["ADO_AIRFLOW_PORT"]
         self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
         self.environment = services.environment(self.layout)
-        self.environment["ADO_REPOSITORY"] = str(folder / "nowhere")  # runs end at once: what they do is shown elsewhere
+        self.environment["ADO_REPOSITORY"] = str(
+            folder / "nowhere"
+        )  # runs end at once: what they do is shown elsewhere
         self.secrets = load_secrets(self.layout.state)
         self.log = (folder / "airflow.log").open("ab")
         self.processes: list[subprocess.Popen] = []

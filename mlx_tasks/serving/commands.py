@@ -36,6 +36,7 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--batch", type=int, default=32, help="rows of a network call; guidance takes two an image")
     serve.add_argument("--queue", type=int, default=256, help="images that may wait")
     serve.add_argument("--timeout", type=float, default=120.0, help="seconds a request may take")
+    serve.add_argument("--drill", help="noise:AMOUNT: damage what serves on SIGUSR1, to see whether it is noticed")
     serve.add_argument("--poll", type=float, default=2.0, help="seconds between two looks at the registry")
     serve.set_defaults(command=_serve)
 
@@ -135,6 +136,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     worker = Worker(arguments.queue)
     follower = Follower(worker, source, arguments.poll, arguments.batch)
     recorder = Recorder(arguments.window, arguments.window_rows) if arguments.window else None
+    if arguments.drill:
+        from mlx_tasks.serving.drill import parse_drill
+
+        drill = parse_drill(arguments.drill)
+        signal.signal(signal.SIGUSR1, lambda *_: worker.do(drill))
     # With a key a proxy may call it by any name; without, only this machine's names count.
     hosts = frozenset() if key else frozenset({"localhost", "127.0.0.1", "::1", arguments.host})
     app = create_app(worker, follower, recorder, key, hosts, arguments.timeout)

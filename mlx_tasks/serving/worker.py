@@ -127,6 +127,7 @@ class Worker(threading.Thread):
         self._under_way: dict[int, Ticket] = {}
         self._engines: list[Engine] = []
         self._paced = (0.0, 0.0)
+        self._work: Callable[[Engine], None] | None = None
         self._turn = threading.Condition()
         self._stopped = False
 
@@ -171,6 +172,12 @@ class Worker(threading.Thread):
             self._turn.notify()
         return ticket
 
+    def do(self, work: Callable[[Engine], None]) -> None:
+        """Let the drawing thread do something with what serves, between two batches."""
+        with self._turn:
+            self._work = work
+            self._turn.notify()
+
     def stop(self) -> None:
         """Refuse what comes and what waits; end once what is under way is drawn."""
         with self._turn:
@@ -182,11 +189,14 @@ class Worker(threading.Thread):
         try:
             while True:
                 with self._turn:
-                    while not self._waiting and not self._under_way and not self._stopped:
+                    while not (self._waiting or self._under_way or self._stopped or self._work):
                         self._turn.wait()
                     if self._stopped and not self._under_way:
                         break
                     taken = [] if self._stopped else self._take()
+                    work, self._work = self._work, None
+                if work is not None and self.current is not None:
+                    work(self.current.engine)
                 self._draw(taken)
         finally:
             with self._turn:

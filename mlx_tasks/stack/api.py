@@ -45,6 +45,17 @@ class AirflowApi:
         if answer.status_code >= 400:
             raise DataError(f"Airflow refused the run: {answer.json().get('detail', answer.text)}")
 
+    def pause(self, dag_id: str, paused: bool) -> None:
+        """Let a DAG start no runs, or start them again."""
+        self._request(
+            "PATCH", f"/api/v2/dags/{dag_id}", params={"update_mask": "is_paused"}, json={"is_paused": paused}
+        )
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """The newest DAG runs, newest first."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns"
+        return self._request("GET", path, params={"limit": 20, "order_by": "-run_after"}).json()["dag_runs"]
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One DAG run."""
         return self._request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}").json()

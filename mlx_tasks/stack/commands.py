@@ -15,6 +15,10 @@ def add_commands(commands: Any) -> None:
     demo.add_argument("--preset", default="demo", help="include/presets/NAME.yaml")
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the run's form")
     demo.set_defaults(command=_demo)
+    loop = commands.add_parser("loop", help="let the demo's champion slip on purpose and watch the chain mend it")
+    loop.add_argument("--model", default="digits-sampler", help="a registered model with a champion")
+    loop.add_argument("--damage", default="noise:0.15", help="what is done to the weights that serve")
+    loop.set_defaults(command=_loop)
     follow = commands.add_parser("follow", help="watch a run in the terminal")
     follow.add_argument("run_id", nargs="?", help="default: the newest demo run")
     follow.set_defaults(command=_follow)
@@ -22,7 +26,7 @@ def add_commands(commands: Any) -> None:
         commands.add_parser(name, help=help_text).set_defaults(command=_up if name == "up" else _down)
     for command in (demo, follow):
         command.add_argument("--plain", action="store_true", default=None, help="lines, no live table")
-    for name in ("demo", "follow", "up", "down"):
+    for name in ("demo", "loop", "follow", "up", "down"):
         commands.choices[name].add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
 
 
@@ -31,6 +35,12 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     conf = {"preset": arguments.preset, **dict(parse_override(text) for text in arguments.set)}
     return demo(arguments.root, conf, plain=arguments.plain)
+
+
+def _loop(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.stack.loop import loop
+
+    return loop(arguments.root, arguments.model, arguments.damage)
 
 
 def _follow(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlx_tasks.errors import DataError
 
-PORT_VARIABLES = {"airflow": "ADO_AIRFLOW_PORT", "mlflow": "ADO_MLFLOW_PORT"}
-DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5050}
+PORT_VARIABLES = {"airflow": "ADO_AIRFLOW_PORT", "mlflow": "ADO_MLFLOW_PORT", "server": "ADO_SERVER_PORT"}
+DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8090}
 HOST = "127.0.0.1"
 
 
@@ -21,20 +21,21 @@ class Layout:
     Attributes:
         root: the checkout.
         state: the one folder that holds all state (ADO_STATE, or `.state` in the checkout).
-        airflow_port, mlflow_port: loopback ports (ADO_AIRFLOW_PORT, ADO_MLFLOW_PORT).
+        airflow_port, mlflow_port, server_port: loopback ports (ADO_AIRFLOW_PORT, ADO_MLFLOW_PORT, ADO_SERVER_PORT).
     """
 
     root: Path
     state: Path
     airflow_port: int
     mlflow_port: int
+    server_port: int
 
     @classmethod
     def of(cls, root: Path) -> Layout:
         """The layout of a checkout.  Raises: DataError on a port that is no port."""
         root = root.resolve()
         state = Path(os.environ.get("ADO_STATE") or root / ".state").resolve()
-        return cls(root, state, _port("airflow"), _port("mlflow"))
+        return cls(root, state, _port("airflow"), _port("mlflow"), _port("server"))
 
     @property
     def airflow_url(self) -> str:
@@ -43,6 +44,10 @@ class Layout:
     @property
     def mlflow_url(self) -> str:
         return f"http://{HOST}:{self.mlflow_port}"
+
+    @property
+    def server_url(self) -> str:
+        return f"http://{HOST}:{self.server_port}"
 
     @property
     def airflow_home(self) -> Path:

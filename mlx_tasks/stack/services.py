@@ -82,6 +82,7 @@ def environment(layout: Layout) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "ADO_ALERT_TOKEN": secrets["alert_token"],
         "ADO_ALERT_SECRET": secrets["alert_secret"],
+        "ADO_SERVER_URL": os.environ.get("ADO_SERVER_URL", layout.server_url),
         "ADO_STATE": str(layout.state),
         "ADO_REPOSITORY": str(layout.root),
         "MLFLOW_TRACKING_URI": layout.mlflow_url,
