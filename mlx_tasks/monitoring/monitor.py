@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from mlx_tasks.monitoring import exchange
 from mlx_tasks.monitoring.alerts import Alert, Ledger, alert, furthest, what_to_redo
 from mlx_tasks.monitoring.window import features_of, read_window
 from mlx_tasks.registry.reference import Reference, read_reference
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEDGER = "ledger.json"
 TESTS = len(SCALARS) + 5
@@ -188,13 +185,13 @@ def compare(
     ], measured
 
 
-def _service(rows: pd.DataFrame, model: str, rules: Rules) -> tuple[list[Alert], dict[str, Any]]:
+def _service(rows: Any, model: str, rules: Rules) -> tuple[list[Alert], dict[str, Any]]:
     """Errors and latency, each held against its limit by a binomial test at the level."""
     from scipy.stats import binomtest
 
     if not len(rows):
         return [], {}
-    failed, total = int((rows["status"] >= 429).sum()), len(rows)
+    failed, total = int(np.count_nonzero(rows["status"].to_numpy() >= 429)), len(rows)
     measured: dict[str, Any] = {"errors": failed / total, "requests": total}
     alerts = []
     if binomtest(failed, total, rules.max_error_share, "greater").pvalue <= rules.level:

@@ -19,6 +19,9 @@ def add_commands(commands: Any) -> None:
     loop.add_argument("--model", default="digits-sampler", help="a registered model with a champion")
     loop.add_argument("--damage", default="noise:0.15", help="what is done to the weights that serve")
     loop.set_defaults(command=_loop)
+    secret = commands.add_parser("secret", help="print one of the embedded stack's secrets, for a sender's config")
+    secret.add_argument("name", choices=("alert_token", "alert_secret", "password"))
+    secret.set_defaults(command=_secret)
     follow = commands.add_parser("follow", help="watch a run in the terminal")
     follow.add_argument("run_id", nargs="?", help="default: the newest demo run")
     follow.set_defaults(command=_follow)
@@ -26,7 +29,7 @@ def add_commands(commands: Any) -> None:
         commands.add_parser(name, help=help_text).set_defaults(command=_up if name == "up" else _down)
     for command in (demo, follow):
         command.add_argument("--plain", action="store_true", default=None, help="lines, no live table")
-    for name in ("demo", "loop", "follow", "up", "down"):
+    for name in ("demo", "loop", "secret", "follow", "up", "down"):
         commands.choices[name].add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
 
 
@@ -41,6 +44,14 @@ def _loop(arguments: argparse.Namespace) -> int:
     from mlx_tasks.stack.loop import loop
 
     return loop(arguments.root, arguments.model, arguments.damage)
+
+
+def _secret(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.stack.layout import Layout
+    from mlx_tasks.stack.secrets import load_secrets
+
+    print(load_secrets(Layout.of(arguments.root).state)[arguments.name])
+    return 0
 
 
 def _follow(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """`make loop`: a champion serves under load, gets worse on purpose, and the chain mends it; no request is lost.
 
-The monitor notices, its alert starts `optimize_diffusion` where it suggests, the new champion is deployed, and the server
-takes it between two batches. What happened stands in a timeline.
+The monitor notices, its alert starts `optimize_diffusion` where it suggests, the new champion is deployed, and the
+server takes it between two batches. What happened stands in a timeline.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from mlx_tasks.models.bundle import Bundle, bundle_digest, write_bundle
 from mlx_tasks.registry import lineage
 from mlx_tasks.registry.champion import champion_scores, rescore
 from mlx_tasks.registry.gate import Champion, Verdict, judge
+from mlx_tasks.registry.levels import with_levels
 from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
 from mlx_tasks.registry.model_card import model_card
 from mlx_tasks.registry.names import CHALLENGER, CHAMPION
@@ -39,8 +40,10 @@ def run(context: StageContext) -> None:
     bundle = winning_bundle(context.root, winner)
     test = load_split(context.work / "dataset", bundle.sampler.resolution, "test")
     told = lineage.collect(context.root, config, context.hardware, _described(winner))
+    train = load_split(context.work / "dataset", bundle.sampler.resolution, "train")
+    sampler = with_levels(bundle, train.images, context.progress.say)
     folder = out / "bundle"
-    write_bundle(folder, bundle.model, bundle.schedule, bundle.sampler, told)
+    write_bundle(folder, bundle.model, bundle.schedule, sampler, told)
     context.progress.say(f"winner {winner.name}: drawing the reference images that a monitor compares with")
     write_reference(folder, make_reference(bundle, test.images, winner.setup["samples"]))
 
