@@ -108,9 +108,7 @@ def main() -> None:
         for server in servers.values():
             server.stop()
     rows: list[dict[str, Any]] = []
-    print(
-        f"{'clients':>7}  {'server':<14}{'images/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}   ratio of images/s"
-    )
+    print(f"{'clients':>7}  {'server':<14}{'images/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}   ratio of images/s")
     for clients in given.clients:
         pairs = zip(measured["batched", clients], measured["one at a time", clients], strict=True)
         ratio = middle([one["images_per_s"] / other["images_per_s"] for one, other in pairs])

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -291,6 +293,44 @@ def test_a_winner_becomes_a_version_that_loads_without_pickles_and_draws_the_sam
     *_, origin, png = out.split()
     assert origin.startswith(str(tmp_path))
     assert np.array_equal(decode_png(bytes.fromhex(png)), draw(bundle, [1], [3])[0])
+
+
+@pytest.mark.e2e
+def test_mlflows_own_server_draws_the_same(tracked, tmp_path):
+    """`mlflow models serve`, as MLflow's users start it."""
+    import base64
+    import socket
+    import time
+
+    import httpx
+
+    run_register(root := make_workspace(tmp_path / "w"), config("scored"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/scored@champion", "-h", "127.0.0.1"]
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "-p", str(port), "--env-manager", "local"],
+            stdout=log, stderr=log, env=environment, start_new_session=True, cwd=tmp_path,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/ping", trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.3)
+        body = {"dataframe_split": {"columns": ["class_label", "seed"], "data": [[1, 3]]}}
+        told = httpx.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60, trust_env=False).json()
+        bundle = read_bundle(root / "work" / "registered" / "bundle")
+        png = base64.b64decode(told["predictions"][0]["png"])
+        assert np.array_equal(decode_png(png), draw(bundle, [1], [3])[0])
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.e2e

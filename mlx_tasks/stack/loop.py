@@ -35,7 +35,8 @@ PATIENCE_S = 120.0
 RUN_S = 3600.0
 LEAST_IMAGES = 100
 """Of a look at the window."""
-CLIENTS, PAUSE_S = 2, 0.1
+CLIENTS, PAUSE_S, CALM_PAUSE_S = 2, 0.05, 0.5
+"""Clients, and the seconds that each waits between requests: while images are looked at, and while the chain computes."""
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Load:
     classes: list[str]
     statuses: dict[str, int] = field(default_factory=dict)
     latencies_ms: list[float] = field(default_factory=list)
+    pause_s: float = PAUSE_S
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,7 +82,7 @@ class Load:
     def _ask(self, seed: int) -> None:
         chosen = random.Random(seed)
         with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as http:
-            while not self._stop.wait(PAUSE_S):
+            while not self._stop.wait(self.pause_s):
                 body = {"seed": chosen.randrange(2**32)} | (
                     {"class": chosen.choice(self.classes)} if self.classes else {}
                 )
@@ -141,6 +143,7 @@ def loop(root: Path, model: str, damage: str) -> int:
         server.send_signal(signal.SIGUSR1)
         timeline.tell("damaged", f"the weights in memory are damaged on purpose ({damage})")
         report = _until_alert(api, folder, model, stamp, load)
+        load.pause_s = CALM_PAUSE_S
         timeline.tell("alert", f"the monitor: {_words(report)}", suggestion=report["suggestion"])
 
         run_id = _wait("a run of the chain", lambda: _started(api, OPTIMIZE, began), PATIENCE_S)
@@ -157,7 +160,7 @@ def loop(root: Path, model: str, damage: str) -> int:
         timeline.tell("champion", f"{model}/{newest.version} is champion")
         _wait("the new champion in service", lambda: _served(layout.server_url, newest.version), PATIENCE_S)
         timeline.tell("swapped", f"{model}/{newest.version} serves")
-        seen = load.served
+        seen, load.pause_s = load.served, PAUSE_S
         _wait("images of the new champion", lambda: load.served >= seen + 2 * LEAST_IMAGES, PATIENCE_S)
         deployed = _wait("the deployment's end", lambda: _last_state(api, DEPLOY), PATIENCE_S)
         timeline.tell("verified", f"deploy_champion ended: {deployed}")
