@@ -36,7 +36,7 @@ RUN_S = 3600.0
 LEAST_IMAGES = 100
 """Of a look at the window."""
 CLIENTS, PAUSE_S, CALM_PAUSE_S = 2, 0.05, 0.5
-"""Clients, and the seconds that each waits between requests: while images are looked at, and while the chain computes."""
+"""Clients, and the seconds each waits between requests: while images are looked at, and while the chain computes."""
 
 
 @dataclass
