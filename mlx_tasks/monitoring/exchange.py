@@ -14,6 +14,9 @@ import numpy as np
 
 from mlx_tasks.metrics.neighbours import radii
 
+BLOCK = 256
+"""Deals whose covariances are held at once."""
+
 NEIGHBOURS = 3
 """Behind the balls of precision and coverage, as Kynkaanniemi et al. 2019 take them."""
 
@@ -92,6 +95,9 @@ def frechet_rise(dealt: Deal, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
     products = (shifted[:, :, None] * shifted[:, None, :]).reshape(len(rows), -1)
 
     def distance(members: np.ndarray, count: int) -> np.ndarray:
+        return np.concatenate([block(members[i : i + BLOCK], count) for i in range(0, len(members), BLOCK)])
+
+    def block(members: np.ndarray, count: int) -> np.ndarray:
         means = members @ shifted / count
         second = (members @ products).reshape(-1, width, width) / count
         spread = (second - means[:, :, None] * means[:, None, :]) * (count / (count - 1))

@@ -30,7 +30,7 @@ from mlx_tasks.stack.api import AirflowApi
 from mlx_tasks.stack.layout import Layout, is_free
 
 OPTIMIZE, MONITOR, DEPLOY = "optimize_diffusion", "monitor_quality", "deploy_champion"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """For what takes seconds; the chain itself may take RUN_S."""
 RUN_S = 3600.0
 LEAST_IMAGES = 100
