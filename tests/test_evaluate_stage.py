@@ -19,13 +19,9 @@ from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.metrics import bench as bench_module
-from mlx_tasks.metrics.candidates import Candidate, schedule_candidates, teacher_candidates
+from mlx_tasks.metrics.candidates import Candidate
 from mlx_tasks.metrics.frechet import frechet_distance
-from mlx_tasks.metrics.latency import measure_latency
-from mlx_tasks.metrics.pictures import GAP, class_rows, png_bytes, tile
 from mlx_tasks.metrics.random_conv import RandomConvFeatures
-from mlx_tasks.metrics.row_store import RowStore
-from mlx_tasks.metrics.winner import choose_winner
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.params import parse_config
@@ -321,64 +317,6 @@ def test_images_without_classes_or_captions_are_scored_and_no_image_text_score_i
     assert scores["setup"]["samples"] == 80 < scores["setup"]["samples_asked"]
 
 
-def test_rows_of_other_inputs_are_not_taken(tmp_path):
-    store = RowStore(tmp_path / "rows", "a")
-    assert store.put("x", {"value": 1}, b"png") == {"value": 1}
-    assert RowStore(tmp_path / "rows", "a").get("x") == {"value": 1}
-    assert RowStore(tmp_path / "rows", "b").get("x") is None
-    assert RowStore(tmp_path / "rows", "a").get("x") is None
-
-
-def _scored(name, kind, distance, high, latency, refused=""):
-    metrics = {"frechet_distance": {"value": distance, "low": 0.0, "high": high}}
-    return {"candidate": name, "kind": kind, "refused": refused, "latency_ms": latency, "metrics": metrics}
-
-
-def test_the_winner_is_the_fastest_within_the_bests_interval():
-    rows = [
-        _scored("reference-real", "reference", 0.01, 0.02, None),
-        _scored("best", "teacher", 0.05, 0.07, 90.0),
-        _scored("close", "student", 0.07, 0.09, 9.0),
-        _scored("closer", "searched", 0.06, 0.08, 9.0),
-        _scored("fast", "student", 0.0701, 0.09, 1.0),
-        _scored("refused", "student", 0.05, 0.07, 0.5, "no"),
-    ]
-    found = choose_winner(rows)
-    assert (found["candidate"], found["best"], found["bound"]) == ("closer", "best", 0.07)
-    assert found["eligible"] == ["best", "close", "closer"]
-    with pytest.raises(ValueError, match="no candidate may win"):
-        choose_winner(rows[:1] + rows[5:])
-
-
-def test_latency_does_not_decide_where_another_trusted_metric_tells_the_candidate_from_the_best():
-    rows = [
-        _scored("best", "student", 0.05, 0.07, 20.0),
-        _scored("equal", "student", 0.06, 0.08, 9.0),
-        _scored("coarse", "searched", 0.06, 0.08, 5.0),
-        _scored("unsure", "searched", 0.06, 0.08, 7.0),
-    ]
-    precision = {"best": (0.8, 0.04), "equal": (0.78, 0.04), "coarse": (0.4, 0.04), "unsure": (0.6, 0.3)}
-    for row in rows:
-        value, arm = precision[row["candidate"]]
-        row["metrics"]["precision"] = {"value": value, "low": value - arm, "high": value + arm}
-        row["metrics"]["c2st_p_value"] = {"value": 0.1, "low": None, "high": None}
-    judged = {name: {"trusted": True} for name in ("frechet_distance", "precision", "c2st_p_value", "recall")}
-    found = choose_winner(rows, sanity=judged)
-    assert found["candidate"] == "unsure" and found["set_aside"] == {"coarse": ["precision"]}
-    assert found["eligible"] == ["best", "equal", "unsure"]
-    judged["precision"]["trusted"] = False
-    assert choose_winner(rows, sanity=judged)["candidate"] == "coarse"
-
-
-def test_the_metric_that_decides_is_named_and_another_one_can():
-    rows = [_scored("a", "student", 0.2, 0.3, 1.0), _scored("b", "student", 0.1, 0.15, 2.0)]
-    for row, value in zip(rows, (0.5, 0.9), strict=True):
-        row["metrics"]["kernel_distance"] = {"value": value, "low": value, "high": value}
-    assert choose_winner(rows)["candidate"] == "b"
-    found = choose_winner(rows, "kernel_distance")
-    assert (found["candidate"], found["metric"]) == ("a", "kernel_distance") and "kernel distance" in found["rule"]
-
-
 def test_the_sanity_ladder_is_in_the_scores_and_what_failed_it_decides_nothing(scores):
     sanity = scores["sanity"]
     assert sanity["frechet_distance"]["trusted"] and sanity["frechet_distance"]["checked"] == 7
@@ -533,51 +471,3 @@ def test_several_noise_seeds_give_the_spread_and_the_first_one_stays_the_score(c
     interval = stats.t.interval(0.95, 2, spread["mean"], stats.sem(spread["values"]))
     assert (spread["low"], spread["high"]) == (pytest.approx(interval[0]), pytest.approx(interval[1]))
     assert row["over_seeds"] == {} and set(row["per_class"]) == set(NAMES)
-
-
-def test_the_teachers_budgets_count_both_guidance_branches():
-    sampler = Sampler("ddim", (999,), 2.0, 2, 8, 1, ("a",), 1)
-    guided, _ = teacher_candidates("work/teacher", sampler, SCHEDULE, [8])
-    assert {(c.nfe, len(c.timesteps)) for c in guided} == {(8, 4)}
-    plain, _ = teacher_candidates("work/teacher", replace(sampler, guidance_scale=1.0, nfe=1), SCHEDULE, [8])
-    assert {(c.nfe, len(c.timesteps)) for c in plain} == {(8, 8)}
-
-
-def test_equal_grids_are_scored_once():
-    sampler = Sampler("ddim", (999,), 1.0, 1, 8, 1, ("a",), 1)
-    learned = LearnedSteps((9.0, 0.5, 0.0), (8.0, 0.4), ((), (0.1,))).to_dict()
-    shared = {"budget": 2, "timesteps": [900, 100]}
-    rows = [{**shared, "grid": g, "solver": "ddim", "learned": None} for g in ("uniform", "ppo")]
-    rows.append({**shared, "grid": "learned", "solver": "learned", "learned": learned})
-    kept, left_out = schedule_candidates("work/searched", sampler, rows)
-    assert [c.name for c in kept] == ["searched-uniform-nfe2", "searched-learned-nfe2"]
-    assert left_out[0].reason == "the same grid as searched-uniform-nfe2"
-    assert kept[1].steps(SCHEDULE).to_dict() == learned
-
-
-def test_latency_is_the_median_of_repeats_an_image(monkeypatch):
-    ticks = iter([0.0, 0.5, 10.0, 10.1, 20.0, 20.3])
-    monkeypatch.setattr("mlx_tasks.metrics.latency.time.perf_counter", lambda: next(ticks))
-    runs = []
-    found = measure_latency(lambda: runs.append(1), batch=10, repeats=3)
-    assert len(runs) == 4
-    assert (found.low_ms, found.median_ms, found.high_ms) == pytest.approx((10, 30, 50))
-
-
-def test_a_sheet_holds_a_row_a_class_with_gaps():
-    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(4, 1).repeat(4, 2) * 10
-    rows = class_rows(images, np.array([1, 0, 1, 0, 1, 1]), columns=3)
-    assert rows[..., 0, 0, 0].tolist() == [[10, 30, 255], [0, 20, 40]]
-    sheet = tile(rows)
-    assert sheet.shape == (2 * (4 + GAP) + GAP, 3 * (4 + GAP) + GAP, 1)
-    assert sheet[GAP, GAP, 0] == 10 and sheet[0, 0, 0] == 255
-    assert class_rows(images, None, columns=4).shape[:2] == (2, 4)
-    assert png_bytes(sheet)[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_tables_of_another_shape_name_the_stage_to_run(tmp_path):
-    write_json(tmp_path / "x.json", {"something": 1})
-    with pytest.raises(DataError, match="run `mlx-tasks distill`"):
-        evaluate.read_refusals(tmp_path / "x.json")
-    with pytest.raises(DataError, match="run `mlx-tasks tune`"):
-        evaluate.read_grids(tmp_path / "x.json")

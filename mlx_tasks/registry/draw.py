@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def draw(bundle: Bundle, class_labels: Sequence[int], seeds: Sequence[int], batch_size: int = 32) -> np.ndarray:
     """(N, H, W, C) uint8: image i is of class_labels[i] and comes from seeds[i] alone, whatever is drawn beside it.
 
-    The same call gives the same bytes; another batch around an image moves it by rounding only (one grey level).
+    The same call gives the same bytes, and so does another batch around an image, unless the device's matrix products
+    depend on their size (`serving.engine.exact_multiple` tells): then it moves by rounding, one grey level.
     Label -1 asks for any class. A bundle without classes takes -1 or 0.
     Raises: DataError naming the value for labels or seeds that are out of range.
     """

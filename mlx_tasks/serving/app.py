@@ -88,6 +88,7 @@ def create_app(
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        figures.requests.labels("400").inc()
         return refusal(400, f"{where}: {first['msg']} (got {first.get('input')!r:.80})", where)
 
     @app.exception_handler(HTTPException)
