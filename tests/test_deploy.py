@@ -120,6 +120,14 @@ def test_a_server_follows_the_alias_and_outlives_the_registry(two_versions, trac
         registry.set_alias(name, CHAMPION, "1")
         running.wait_for("version", "1")
 
+        (store / name / "1" / "sampler.json").write_text("{}")  # a copy that rotted on this disk
+        running.process.kill()
+        running.process.wait()
+        running.process.stderr.close()
+        running.start()
+        running.wait_for("version", "1")
+        assert running.draw(prompt="one", seed=5).json()["data"][0]["b64_json"] == image
+
         tracked.kill()
         while not running.http.get("/readyz").json()["problem"]:
             pass

@@ -175,6 +175,8 @@ def test_a_page_under_another_name_gets_nothing(server):
     answer = server.http.get("/v1/models", headers={"Host": "evil.example"})
     assert answer.status_code == 421 and "not called evil.example" in answer.json()["error"]["message"]
     assert server.http.get("/v1/models", headers={"Host": "localhost:8090"}).status_code == 200
+    assert server.http.get("/v1/models", headers={"Host": "[::"}).status_code == 421
+    assert server.http.get("/v1/models", headers={"Host": "[::1]:8090"}).status_code == 200
 
 
 def test_with_a_key_every_route_but_health_asks_for_it(first, tmp_path):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from mlx_tasks.errors import ExitCode, UnavailableError
+from mlx_tasks.errors import DataError, ExitCode, UnavailableError
 from mlx_tasks.events import parse_event
 from mlx_tasks.workspace import mlflow_parent, opening
 from mlx_tasks.workspace.closing import list_workspaces, prune_workspaces
@@ -399,5 +399,8 @@ def test_alerts_fill_the_form():
     assert filled["reason"] == "asked; latency 2 (limit 1): m; quality 2 (limit 1): m"
     whole = with_alerts({"alerts": [told("data", "validate", value=None)]})
     assert whole["start_from"] == "" and whole["reason"] == "data (limit 1): m" and whole["begin_with"] is None
+    for wrong in (["quality"], [{"metric": "quality"}]):
+        with pytest.raises(DataError, match="each must hold metric, message"):
+            with_alerts({"alerts": wrong})
     for none in ([], None, [told("drift", "train", "repeated")]):
         assert with_alerts({**form, "alerts": none}) == {**form, "alerts": none}

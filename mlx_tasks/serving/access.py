@@ -6,6 +6,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import re
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -52,7 +53,8 @@ class Guard:
         await (refused or self._app)(scope, receive, send)
 
     def _refusal(self, request: Request) -> JSONResponse | None:
-        host = (request.url.hostname or "").lower()
+        # The header itself: a framework puts the socket's address in place of one that it cannot read.
+        host = re.sub(r":\d+$", "", request.headers.get("host", "").lower()).strip("[]")
         if self._hosts and host not in self._hosts:
             names = ", ".join(sorted(self._hosts))
             return refusal(421, f"this server is not called {host or 'nothing'}: it answers to {names}")

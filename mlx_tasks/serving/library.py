@@ -105,6 +105,7 @@ class RegistrySource:
         self.name = name
         self._uri, self._reference, self._store = uri, reference, store
         self._registry: Registry | None = None
+        self._sound: set[Path] = set()
 
     def wanted(self) -> Served:
         """What the reference names now."""
@@ -164,6 +165,14 @@ class RegistrySource:
 
         place = self._store / self.name / version.version
         told = version.tags.get(DIGEST_TAG, "")
+        if place.is_dir() and place not in self._sound:
+            try:
+                check_digests(place)
+                if told and bundle_digest(place) != told:
+                    raise DataError(f"{place} has another digest than {version.uri}")
+            except (DataError, OSError) as error:
+                logger.warning("store=damaged %s: fetched again", error)
+                shutil.rmtree(place)
         if not place.is_dir():
             place.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".coming-", dir=place.parent) as coming:
@@ -179,4 +188,5 @@ class RegistrySource:
                     bundle.rename(place)
                 except OSError as error:
                     raise UnavailableError(f"{place} cannot be written: {error}") from error
+        self._sound.add(place)
         return Served(version.name, version.version, str(place), told)

@@ -64,10 +64,14 @@ def with_alerts(form: dict[str, Any]) -> dict[str, Any]:
 
     An alert holds metric, value, limit, message and suggestion; `begin_with` where it knows the version it is about;
     and `status`, "repeated" where an earlier run was started for it.
+    Raises: DataError for alerts of another shape.
     """
     from mlx_tasks.monitoring.alerts import furthest
 
-    alerts = [one for one in form.get("alerts") or [] if one.get("status", "new") == "new"]
+    given = form.get("alerts") or []
+    if not all(isinstance(one, dict) and {"metric", "message"} <= set(one) for one in given):
+        raise DataError(f"alerts: each must hold metric, message and suggestion, got {given!r:.200}")
+    alerts = [one for one in given if one.get("status", "new") == "new"]
     if not alerts:
         return form
     start = furthest([one.get("suggestion", "") for one in alerts])
