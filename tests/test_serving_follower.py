@@ -297,3 +297,24 @@ def test_a_bundle_without_classes_serves(tmp_path, serving):
     bundle = worker.current.engine.bundle
     found = worker.submit(Job(Plan.own(bundle), [-1], [4])).future.result(20)
     np.testing.assert_array_equal(found.images, draw(bundle, [-1], [4]))
+
+
+def test_a_drill_damages_what_serves_and_not_its_files(first, serving, tmp_path):
+    """What `serve --drill` does on its signal; the version that comes next is whole again."""
+    from mlx_tasks.serving.drill import parse_drill
+
+    copy = tmp_path / "2"
+    shutil.copytree(first, copy)
+    source = Naming(Served("digits", "1", str(first)))
+    worker, _ = serving(source)
+    until(lambda: worker.ready)
+    before = one(worker).future.result(30).images
+    worker.do(parse_drill("noise:0.5"))
+    until(lambda: not np.array_equal(one(worker).future.result(30).images, before))
+    assert np.array_equal(draw(read_bundle(first), [1], [1]), before)
+    source.answer = Served("digits", "2", str(copy))
+    until(lambda: worker.current.folder == str(copy))
+    np.testing.assert_array_equal(one(worker).future.result(30).images, before)
+    for wrong in ("noise", "noise:0", "noise:much", "fire:1", ""):
+        with pytest.raises(DataError, match="noise:AMOUNT"):
+            parse_drill(wrong)

@@ -137,6 +137,14 @@ def test_secrets_are_made_once_and_are_their_owners_alone(layout):
     assert (layout.state / "secrets.json").stat().st_mode & 0o077 == 0
 
 
+def test_secrets_from_before_are_kept_and_what_they_lack_is_added(tmp_path):
+    old = {"jwt_secret": "a", "api_secret_key": "b", "fernet_key": "c", "password": "d"}
+    write_json(tmp_path / "secrets.json", old)
+    now = load_secrets(tmp_path)
+    assert {name: now[name] for name in old} == old and len(now["alert_token"]) >= 32 and len(now["alert_secret"]) >= 32
+    assert load_secrets(tmp_path) == now
+
+
 def test_every_component_listens_on_loopback_and_phones_nobody(layout):
     settings = environment(layout)
     assert settings["AIRFLOW__API__HOST"] == "127.0.0.1"
