@@ -89,6 +89,7 @@ def _scores():
         "left_out": [{"name": "teacher-ddim-uniform-nfe1", "reason": "1 evaluations pay for no step"}],
         "setup": {
             "samples": 400,
+            "resolution": 16,
             "samples_asked": 400,
             "test_images": 449,
             "classes": [str(i) for i in range(10)],

@@ -6,14 +6,18 @@ import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from report_world import COMPARISON, SCHEDULE, _schedules, _search, _verdict, write_workspace
+from sklearn.datasets import load_digits
 
 from mlx_tasks import hardware
 from mlx_tasks.comparison.earlier import write_comparison
 from mlx_tasks.config import Config
 from mlx_tasks.files import read_json, write_json
+from mlx_tasks.metrics.pictures import first_of_rows
 from mlx_tasks.progress import Progress
+from mlx_tasks.registry.png import decode_png
 from mlx_tasks.report.charts import interval
 from mlx_tasks.report.collect import SOURCES, collect
 from mlx_tasks.report.render import duration, render
@@ -139,6 +143,23 @@ def test_the_result_in_words_follows_from_the_numbers(workspace):
         "(2.00 times less error than searched end points)."
     )
     assert told[-1] == "The gate passed it."
+
+
+def test_every_schedule_shows_what_it_makes_of_the_same_noise(workspace, page):
+    scores = read_json(workspace / "work" / "scores" / "scores.json")
+    searched = [row for row in scores["rows"] if row["kind"] == "searched"]
+    assert searched and page.count("one image a class") == len(searched)
+    sheet = (workspace / "work" / "scores" / "grids" / f"{searched[0]['candidate']}.png").read_bytes()
+    digits = load_digits()
+    firsts = [np.round(digits.images[digits.target == c][0] / 16 * 255) for c in range(10)]
+    strip = decode_png(first_of_rows(sheet, 16))[..., 0]
+    factor = strip.shape[1] // (10 * 18 + 2)
+    for c, image in enumerate(firsts):
+        left = 2 + c * 18
+        np.testing.assert_array_equal(
+            strip[::factor, ::factor][2:18, left : left + 16], image.repeat(2, 0).repeat(2, 1).astype(np.uint8)
+        )
+    assert first_of_rows(sheet, 15) is None
 
 
 def test_grids_are_drawn_at_the_log_snr_of_the_registered_schedule(workspace):

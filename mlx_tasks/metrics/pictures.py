@@ -1,4 +1,4 @@
-"""Images tiled into one: sample grids and denoising strips."""
+"""Images tiled into one: sample grids, denoising strips, and a row out of a grid."""
 
 from __future__ import annotations
 
@@ -39,6 +39,27 @@ def class_rows(images: np.ndarray, labels: np.ndarray | None, columns: int = 8, 
     for row, members in zip(sheet, chosen, strict=True):
         row[: len(members)] = images[members]
     return sheet
+
+
+def first_of_rows(png: bytes, side: int) -> bytes | None:
+    """The first image of each row of a `class_rows` sheet beside each other, as PNG bytes; None for another picture.
+
+    side: of an image (pixels).
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as picture:
+        sheet = np.asarray(picture.convert("RGB"))
+    height, width = sheet.shape[:2]
+    columns = 8
+    factor, rest = divmod(width, columns * (side + GAP) + GAP)
+    if rest or factor < 1 or (height // factor - GAP) % (side + GAP):
+        return None
+    small = sheet[::factor, ::factor]
+    rows = (len(small) - GAP) // (side + GAP)
+    tops = [GAP + i * (side + GAP) for i in range(rows)]
+    images = np.stack([small[top : top + side, GAP : GAP + side] for top in tops])
+    return png_bytes(tile(images[None]))
 
 
 def png_bytes(sheet: np.ndarray, min_width: int = 512) -> bytes:

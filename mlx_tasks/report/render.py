@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from mlx_tasks.comparison.earlier import read_comparison
 from mlx_tasks.comparison.page import render_body
+from mlx_tasks.metrics.pictures import first_of_rows
 from mlx_tasks.report import charts
 from mlx_tasks.report.charts import REFERENCE_NAMES, Series, grid_name
 from mlx_tasks.report.glossary import GLOSSARY
@@ -49,10 +50,29 @@ def render(report: dict[str, Any], pictures: Path, comparison: Path) -> str:
         charts=_charts(report),
         comparison=_comparison(report, comparison),
         picture=lambda name: _data_uri(pictures / f"{name}.png"),
+        same_noise=_same_noise(report, pictures),
         glossary=GLOSSARY,
         reference_names=REFERENCE_NAMES,
         grid_name=grid_name,
     )
+
+
+def _same_noise(report: dict[str, Any], pictures: Path) -> list[dict[str, Any]]:
+    """[{nfe, rows: [{name, frechet_distance, picture}]}]: what each schedule makes of the same noises."""
+    scores = report["scores"]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in scores["rows"] if scores else []:
+        path = pictures / f"{row['candidate']}.png"
+        if row["kind"] != "searched" or not path.is_file():
+            continue
+        strip = first_of_rows(path.read_bytes(), scores["setup"]["resolution"])
+        if strip is not None:
+            told = {"name": grid_name(row["grid"]), "frechet_distance": row["metrics"]["frechet_distance"]}
+            found.setdefault(row["nfe"], []).append({**told, "picture": _as_uri(strip)})
+    return [
+        {"nfe": nfe, "rows": sorted(rows, key=lambda row: row["frechet_distance"]["value"])}
+        for nfe, rows in sorted(found.items())
+    ]
 
 
 def _comparison(report: dict[str, Any], folder: Path) -> Markup | None:
@@ -185,4 +205,8 @@ def _pareto(search: dict[str, Any]) -> str:
 def _data_uri(path: Path) -> str | None:
     if not path.is_file():
         return None
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return _as_uri(path.read_bytes())
+
+
+def _as_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
