@@ -17,7 +17,7 @@ from mlx_tasks.errors import DataError, DivergedError
 from mlx_tasks.learned_steps import unrolled
 from mlx_tasks.learned_steps.gradient import Descent
 from mlx_tasks.learned_steps.unrolled import Parameters
-from mlx_tasks.rl.problem import Problem
+from mlx_tasks.rl.problem import Problem, Task
 from mlx_tasks.samplers.driver import sample
 from mlx_tasks.samplers.learned import HISTORY, LearnedSteps
 
@@ -29,6 +29,8 @@ LEAST_GAIN = 0.02
 """An iteration that lowers the error by a smaller share is the last."""
 SCOUTING = 2
 """Iterations that every start makes before the best goes on alone."""
+SCOUTED = 2
+"""Batches of noises that several starts are told apart on: far more pixels than numbers that are fitted."""
 TRIES = 5
 """Dampings that are tried before an iteration gives up."""
 
@@ -76,7 +78,7 @@ def fit(
     kept are those that did best on the selection's noises, so that a fit never ends above its best start.
 
     The surface has several valleys, and the lowest start does not lie in the deepest: every start makes SCOUTING
-    iterations, and the best of them goes on.
+    iterations on the first SCOUTED batches, and the best of them goes on with all.
 
     starts: each falling noise levels, the last of which is 0; said: called with (iteration, selection error).
     """
@@ -88,13 +90,15 @@ def fit(
         if said is not None:
             said(iteration, error)
 
-    walks = [_Walk(problem, selection, start) for start in starts]
+    tasks = problem.tasks if len(starts) == 1 else problem.tasks[:SCOUTED]
+    walks = [_Walk(problem, selection, start, tasks) for start in starts]
     for iteration in range(min(SCOUTING, iterations) + 1):
         for walk in walks:
             if iteration:
                 walk.advance()
         tell(iteration, min(walk.best_error for walk in walks))
     walk = min(walks, key=lambda one: one.best_error)
+    walk.look_at(problem.tasks)
     for iteration in range(SCOUTING + 1, iterations + 1):
         if not walk.advance():
             break
@@ -110,16 +114,23 @@ class _Walk:
         best, best_error: the steps that did best on the selection's noises, and their error there.
     """
 
-    def __init__(self, problem: Problem, selection: Problem, start: Sequence[float]) -> None:
-        self._problem, self._selection = problem, selection
+    def __init__(self, problem: Problem, selection: Problem, start: Sequence[float], tasks: Sequence[Task]) -> None:
+        self._problem, self._selection, self._tasks = problem, selection, tasks
         self._ends = (float(problem.schedule.sigmas[0]), float(problem.schedule.sigmas[-1]))
         self._numbers = _Numbers.of(unrolled.from_sigmas(start))
         self._point = self._numbers.pack().astype(np.float64)
         self._damping, self._ended = 1e-2, False
-        self._residuals = _residuals(problem, self._steps(self._point))
+        self._residuals = _residuals(problem, self._steps(self._point), tasks)
         self._error = _mean(self._residuals)
         self.best = self._steps(self._point)
         self.best_error = float(selection.errors(self.best).mean())
+
+    def look_at(self, tasks: Sequence[Task]) -> None:
+        """Go on with these noises."""
+        if len(tasks) != len(self._tasks):
+            self._tasks, self._ended = tasks, False
+            self._residuals = _residuals(self._problem, self._steps(self._point), tasks)
+            self._error = _mean(self._residuals)
 
     def advance(self) -> bool:
         """One iteration; False once there is nothing to gain."""
@@ -137,7 +148,7 @@ class _Walk:
         before, point = self._error, self._point
         jacobian = np.stack(
             [
-                (_residuals(self._problem, self._steps(point + h)) - self._residuals) / DIFFERENCE
+                (_residuals(self._problem, self._steps(point + h), self._tasks) - self._residuals) / DIFFERENCE
                 for h in DIFFERENCE * np.eye(len(point))
             ],
             axis=-1,
@@ -150,7 +161,7 @@ class _Walk:
             move = -np.linalg.solve(curvature + self._damping * np.diag(np.diag(curvature) + 1e-12), slope)
             move *= min(1.0, LONGEST / max(np.abs(move).max(), 1e-12))
             try:
-                tried = _residuals(self._problem, self._steps(point + move))
+                tried = _residuals(self._problem, self._steps(point + move), self._tasks)
             except (DataError, DivergedError):
                 tried = None
             if tried is not None and _mean(tried) < before:
@@ -167,10 +178,10 @@ class _Walk:
         return unrolled.freeze(self._numbers.unpack(values), self._ends)
 
 
-def _residuals(problem: Problem, steps: LearnedSteps) -> np.ndarray:
+def _residuals(problem: Problem, steps: LearnedSteps, tasks: Sequence[Task]) -> np.ndarray:
     """(N, pixels): distances from the many-step results over the root of the pixels' count."""
     rows = []
-    for task in problem.tasks:
+    for task in tasks:
         drawn = sample(task.denoise, task.noise, steps)
         problem.meter.evaluations += drawn.nfe * len(task.noise)
         gap = (np.array(drawn.images) - task.truth).reshape(len(task.noise), -1)
