@@ -4,6 +4,7 @@ import base64
 
 import pytest
 from debian import program
+from playwright.sync_api import expect, sync_playwright
 from serving_world import Server, bundle_with_reference
 
 from mlx_tasks.models.bundle import read_bundle, write_bundle
@@ -28,8 +29,6 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     path = program("chromium", "chromium")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
@@ -47,7 +46,7 @@ def page(browser, server, request):
     opened.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.goto(server.url)
-    opened.wait_for_function("document.querySelector('#serving').textContent.includes('serves')")
+    expect(opened.locator("#serving")).to_contain_text("serves", timeout=30_000)
     opened.complaints = complaints
     yield opened
     opened.close()
