@@ -145,7 +145,7 @@ def verify(
         raise DataError(f"{version.uri} draws two images from one seed")
     if url:
         service = _Service(url, key)
-        service.wait_for(bundle.digest, patience_s)
+        service.wait_for(bundle.digest, patience_s, version.version)
         body = {"seed": CANARY_SEED} | ({"class": bundle.sampler.class_names[0]} if label == 0 else {})
         away = int(np.abs(service.draw(body).astype(int) - first[0].astype(int)).max())
         if away > ROUNDING:
@@ -197,14 +197,15 @@ class _Service:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self._url, timeout=30.0, trust_env=False, headers=headers)
 
-    def wait_for(self, digest: str, patience_s: float) -> None:
-        """Return once this bundle serves.  Raises: UnavailableError with what the server told last."""
+    def wait_for(self, digest: str, patience_s: float, version: str | None = None) -> None:
+        """Return once this bundle serves, as this version: another one may hold the same bytes.  Raises: UnavailableError with what the server told last."""
         deadline, told = time.monotonic() + patience_s, "no answer"
         while True:
             try:
                 models = self._json("GET", "/v1/models")["data"]
-                serving = next((one["digest"] for one in models if one["serves"]), "none")
-                if serving == digest:
+                now = next((one for one in models if one["serves"]), {"digest": "none", "version": ""})
+                serving = now["digest"]
+                if serving == digest and version in (None, now["version"]):
                     return
                 problem = self._json("GET", "/readyz").get("problem")
                 told = f"it serves {serving[:12]}" + (f" and says: {problem}" if problem else "")
