@@ -198,7 +198,10 @@ class _Service:
         self._http = httpx.Client(base_url=self._url, timeout=30.0, trust_env=False, headers=headers)
 
     def wait_for(self, digest: str, patience_s: float, version: str | None = None) -> None:
-        """Return once this bundle serves, as this version: another one may hold the same bytes.  Raises: UnavailableError with what the server told last."""
+        """Return once this bundle serves, as this version: another one may hold the same bytes.
+
+        Raises: UnavailableError with what the server told last.
+        """
         deadline, told = time.monotonic() + patience_s, "no answer"
         while True:
             try:
