@@ -23,6 +23,7 @@ import httpx
 
 from mlx_tasks.errors import DataError, StageError, UnavailableError
 from mlx_tasks.files import write_json
+from mlx_tasks.monitoring.window import read_window
 from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.registry.names import CHAMPION, SERVING
 from mlx_tasks.stack import supervisor
@@ -135,14 +136,14 @@ def loop(root: Path, model: str, damage: str) -> int:
         timeline.tell("serves", f"{serving['id']} serves at {layout.server_url}, {serving['nfe']} evaluations an image")
         stack.enter_context(_unpaused(api, MONITOR, DEPLOY))
         load = stack.enter_context(Load(layout.server_url, serving["classes"]).running())
-        _wait("images under load", lambda: load.served >= 2 * LEAST_IMAGES, PATIENCE_S)
+        _wait_for_images(folder, serving["version"])
         report = _look(api, folder, model, f"loop__{stamp}_before")
         timeline.tell("sound", f"the monitor looks at {report['window']['images']} images: {_words(report)}")
 
         began = time.time()
         server.send_signal(signal.SIGUSR1)
         timeline.tell("damaged", f"the weights in memory are damaged on purpose ({damage})")
-        report = _until_alert(api, folder, model, stamp, load)
+        report = _until_alert(api, folder, model, stamp, serving["version"])
         load.pause_s = CALM_PAUSE_S
         timeline.tell("alert", f"the monitor: {_words(report)}", suggestion=report["suggestion"])
 
@@ -160,8 +161,8 @@ def loop(root: Path, model: str, damage: str) -> int:
         timeline.tell("champion", f"{model}/{newest.version} is champion")
         _wait("the new champion in service", lambda: _served(layout.server_url, newest.version), PATIENCE_S)
         timeline.tell("swapped", f"{model}/{newest.version} serves")
-        seen, load.pause_s = load.served, PAUSE_S
-        _wait("images of the new champion", lambda: load.served >= seen + 2 * LEAST_IMAGES, PATIENCE_S)
+        load.pause_s = PAUSE_S
+        _wait_for_images(folder, newest.version)
         deployed = _wait("the deployment's end", lambda: _last_state(api, DEPLOY), PATIENCE_S)
         timeline.tell("verified", f"deploy_champion ended: {deployed}")
         report = _look(api, folder, model, f"loop__{stamp}_after")
@@ -222,11 +223,24 @@ def _look(api: AirflowApi, folder: Path, model: str, run_id: str) -> dict[str, A
     return report
 
 
-def _until_alert(api: AirflowApi, folder: Path, model: str, stamp: str, load: Load) -> dict[str, Any]:
+def _wait_for_images(folder: Path, version: str, count: int = 2 * LEAST_IMAGES) -> None:
+    """Wait until the window holds so many images that a version draws from now on, and that can be compared.
+
+    Images served are not yet images recorded: the recorder writes some seconds behind.
+    """
+    now = time.time()
+
+    def recorded() -> bool:
+        rows: Any = read_window(folder / "window", since=now)
+        return bool(((rows["version"] == version) & rows["features"].notna()).sum() >= count)
+
+    _wait(f"{count} recorded images of version {version}", recorded, PATIENCE_S)
+
+
+def _until_alert(api: AirflowApi, folder: Path, model: str, stamp: str, version: str) -> dict[str, Any]:
     """Looks at fresh images until one of them raises an alert that suggests something."""
     for number in range(6):
-        seen = load.served
-        _wait("images of the damaged model", lambda seen=seen: load.served >= seen + 3 * LEAST_IMAGES, PATIENCE_S)
+        _wait_for_images(folder, version, 3 * LEAST_IMAGES)
         report = _look(api, folder, model, f"loop__{stamp}_{number}")
         if report["suggestion"]:
             return report
