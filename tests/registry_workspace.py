@@ -10,6 +10,7 @@ import numpy as np
 from mlx_tasks.config import Config, Model
 from mlx_tasks.diffusion import NoiseSchedule
 from mlx_tasks.hardware import detect
+from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, save_image_text
 from mlx_tasks.models.bundle import Sampler, bundle_digest, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.progress import Progress
@@ -50,6 +51,7 @@ def make_workspace(root: Path, distance: float = 0.05, weights: int = 3, classes
     pd.DataFrame(manifest).to_parquet(dataset / "manifest.parquet")
     (dataset / "classes.json").write_text(json.dumps(list(classes)))
     (dataset / "summary.json").write_text(json.dumps({"fingerprint": "f1d0", "splits": {"train": 12, "test": 48}}))
+    save_image_text(ImageTextModel(ImageTextConfig(1, max_bytes=8)), root / "work" / "image_text", {"trained": True})
     folder = "work/students/steps_2"
     write_small_bundle(root / folder, weights, classes)
     row = {

@@ -1,6 +1,7 @@
 """Facts about the monitor: it sees what got worse, says what to do again, and is not fooled by what callers ask for."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +11,14 @@ from registry_workspace import CLASSES, write_small_bundle
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json
+from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, image_text_scores, load_image_text
+from mlx_tasks.metrics.image_text_training import train_image_text
 from mlx_tasks.metrics.scalars import picture_numbers
 from mlx_tasks.models.bundle import read_bundle
 from mlx_tasks.monitoring.alerts import Ledger, alert, furthest, what_to_redo
 from mlx_tasks.monitoring.monitor import LEDGER, Rules, Seen, compare, monitor
-from mlx_tasks.monitoring.window import Made, Recorder
+from mlx_tasks.monitoring.window import Made, Recorder, read_window
+from mlx_tasks.registry.class_captions import ClassCaptions
 from mlx_tasks.registry.draw import draw
 from mlx_tasks.registry.reference import make_reference, read_reference, write_reference
 
@@ -120,6 +124,70 @@ def test_images_that_name_no_class_are_compared_as_they_are(registered):
     assert alerts == [] and measured["compared"] == [60, 150] and "class_drift" not in measured["p_values"]
 
 
+# ---- images that shall show their class
+
+
+@pytest.fixture(scope="module")
+def captioned(registered, tmp_path_factory):
+    """The bundle of `registered` with an image-text model that learned what its classes look like."""
+    source, bundle = registered
+    labels = [i % 3 for i in range(192)]
+    images = drawn(bundle, labels, 70_000)
+    model = ImageTextModel(ImageTextConfig(1, max_bytes=16), seed=0)
+    captions = [f"a {CLASSES[label]}" for label in labels]
+    for _ in train_image_text(model, images.astype(np.float32) / 127.5 - 1, captions, 150, 32, 0):
+        pass
+    folder = tmp_path_factory.mktemp("captioned") / "bundle"
+    shutil.copytree(source, folder)
+    real = drawn(bundle, labels[:100], 50_000)
+    told = ClassCaptions(model, tuple(f"a {name}" for name in CLASSES))
+    write_reference(folder, make_reference(bundle, real, 150, told))
+    return folder, bundle
+
+
+def test_the_image_text_score_of_a_window_is_that_of_its_images_and_their_classes(captioned, tmp_path):
+    folder, bundle = captioned
+    labels = [i % 3 for i in range(30)]
+    serve(tmp_path, bundle, labels, at=1.0, folder=folder)
+    rows = read_window(tmp_path)
+    model = load_image_text(folder / "reference" / "image_text")
+    captions = [f"a {CLASSES[label]}" for label in labels]
+    expected = image_text_scores(model, drawn(bundle, labels).astype(np.float32) / 127.5 - 1, captions)
+    np.testing.assert_allclose(rows["image_text_score"].to_numpy(float), expected, rtol=1e-5)
+    reference = read_reference(folder)
+    assert reference.scalars["image_text_score"].mean() > 1.2 * reference.captions.scores(
+        drawn(bundle, labels), [(label + 1) % 3 for label in labels]
+    ).mean()  # fmt: skip
+
+
+def test_images_that_stop_agreeing_with_their_class_are_told_by_the_image_text_score(captioned, tmp_path):
+    folder, bundle = captioned
+    labels = [i % 3 for i in range(90)]
+    serve(tmp_path, bundle, labels, at=1.0, folder=folder)
+    sound = monitor(tmp_path, folder, Rules(), now=1.0)
+    assert sound["alerts"] == [] and sound["measured"]["p_values"]["image_text_score"] > 0.01
+    wrong = drawn(bundle, [(label + 1) % 3 for label in labels])
+    serve(tmp_path, bundle, labels, at=2.0, folder=folder, images=wrong)
+    report = monitor(tmp_path, folder, Rules(), now=2.0)
+    assert {"class_drift", "image_text_score"} <= {one["metric"] for one in report["alerts"]}
+    now, then = report["measured"]["means"]["image_text_score"]
+    assert now < 0.9 * then and report["suggestion"] == "train"
+
+
+def test_a_window_without_scores_is_compared_by_all_else(captioned, tmp_path):
+    folder, bundle = captioned
+    (tmp_path / "bundle" / "reference" / "image_text").mkdir(parents=True)
+    serve(tmp_path / "w", bundle, [i % 3 for i in range(60)], at=1.0, folder=tmp_path / "bundle")  # a broken model
+    report = monitor(tmp_path / "w", folder, Rules(), now=1.0)
+    assert "drift" in report["measured"]["p_values"] and "image_text_score" not in report["measured"]["p_values"]
+    (folder_without := tmp_path / "without").mkdir()
+    shutil.copytree(folder, folder_without, dirs_exist_ok=True)
+    broken = folder_without / "reference" / "image_text" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match="no image-text model"):
+        read_reference(folder_without)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -136,12 +204,12 @@ def test_rules_that_cannot_be_kept_are_refused(wrong, message):
 # ---- looks at a window
 
 
-def serve(window, bundle, labels, at, first_seed=0, images=None, status=200, **more):
+def serve(window, bundle, labels, at, first_seed=0, images=None, status=200, folder=None, **more):
     recorder = Recorder(window)
     recorder.start()
     if status == 200:
         images = drawn(bundle, labels, first_seed) if images is None else images
-        told = {"digest": bundle.digest, "classes": tuple(CLASSES[k] for k in labels), "plan": "own"}
+        told = {"digest": bundle.digest, "classes": tuple(CLASSES[k] for k in labels), "plan": "own", "bundle": folder}
         recorder.add(
             Made(200, images, "m", "1", **{**told, "seeds": tuple(range(len(labels))), "nfe": 2, "at": at, **more})
         )
@@ -188,6 +256,25 @@ def test_an_alert_is_news_once_until_it_cooled_down_or_was_resolved(registered, 
     assert fine == {} and len(report["resolved"]) >= 2 and report["suggestion"] == ""
     back, _ = look(5.0, 5200.0, True)
     assert back["quality"] == "new"
+
+
+def test_what_was_tried_in_vain_is_not_suggested_again(tmp_path):
+    one = alert("m", "latency", 90.0, 50.0, "slow", "tune", "warning")
+    none = alert("m", "errors", 0.5, 0.02, "failed", "", "warning")
+
+    def suggested(now):
+        ledger = Ledger(tmp_path / LEDGER)
+        told, _ = ledger.enter([one, none], ["latency", "errors"], "m", now, 100.0)
+        ledger.close({}, "", {})
+        return [entry["suggestion"] for entry in told]
+
+    assert [suggested(now) for now in (0.0, 50.0, 100.0, 200.0, 300.0)] == [
+        ["tune", ""], ["tune", ""], ["distill", ""], ["train", ""], ["train", ""],
+    ]  # fmt: skip
+    ledger = Ledger(tmp_path / LEDGER)
+    ledger.enter([], ["latency", "errors"], "m", 310.0, 100.0)  # resolved
+    ledger.close({}, "", {})
+    assert suggested(320.0) == ["tune", ""]
 
 
 def test_a_look_repeated_under_its_token_finds_the_same(registered, tmp_path):

@@ -19,6 +19,7 @@ from mlx_tasks.config import Config, Gate
 from mlx_tasks.data.loader import load_split, to_uint8
 from mlx_tasks.errors import DataError, GateRefused
 from mlx_tasks.metrics.frechet import frechet_distance
+from mlx_tasks.metrics.image_text import image_text_scores, load_image_text
 from mlx_tasks.metrics.random_conv import RandomConvFeatures
 from mlx_tasks.models.bundle import read_bundle
 from mlx_tasks.registry import lineage
@@ -188,6 +189,11 @@ def test_the_reference_holds_features_of_the_bundles_own_images(registered_local
     reference = read_reference(folder)
     assert reference.generated.shape == (40, 64) and reference.held_out.shape == (48, 64)
     assert reference.labels.tolist() == [i % 3 for i in range(40)]
+    assert reference.captions.captions == ("zero", "one", "two")
+    pixels = draw(read_bundle(folder), [1], [1_000_004]).astype(np.float32) / 127.5 - 1
+    trained = load_image_text(registered_locally / "work" / "image_text")
+    expected = image_text_scores(trained, pixels, ["one"])[0]
+    assert reference.scalars["image_text_score"][1] == pytest.approx(expected, rel=1e-4)
     real = load_split(registered_locally / "work" / "dataset", SIDE, "test").images
     assert np.allclose(reference.held_out, RandomConvFeatures(1)(np.array(real)), atol=1e-4)
     assert np.allclose(

@@ -188,12 +188,13 @@ def save_image_text(model: ImageTextModel, folder: Path, facts: dict[str, Any]) 
 
 def load_image_text(folder: Path) -> ImageTextModel:
     """The model of `folder`, weights evaluated.  Raises: DataError naming what is missing or of another shape."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         model = ImageTextModel(ImageTextConfig(**read_json(folder / "model.json")["config"]))
         weights = load_file(folder / "model.safetensors")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no image-text model ({error}): run `mlx-tasks image_text`") from error
     wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
     wrong = sorted(

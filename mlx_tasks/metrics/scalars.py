@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 SCALARS = ("brightness", "contrast", "colourfulness", "sharpness")
+IMAGE_TEXT = "image_text_score"
+"""How well an image agrees with the caption of the class it was asked for (`metrics.image_text`)."""
 
 
 def picture_numbers(images: np.ndarray) -> dict[str, np.ndarray]:

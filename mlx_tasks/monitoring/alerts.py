@@ -75,13 +75,22 @@ def what_to_redo(metric: str, rise: float) -> Start:
     return "tune"
 
 
+def _further(suggestion: Start, tried: int) -> Start:
+    """The stage as many before the suggested one as it was tried in vain; no further back than `train`."""
+    if not suggestion:
+        return ""
+    place = ORDER.index(suggestion)
+    return ORDER[max(place, min(place + tried, ORDER.index("train")))]
+
+
 class Ledger:
     """What a monitor has said so far, in a file beside the window.
 
         {"until": {what: Unix time}, "alerts": {fingerprint: {...}}, "last": {"token", "report"}}
 
     A look at rows that were looked at before would find the same again, so every row is looked at once; an alert that
-    was raised is news again after a cooldown only; and a look repeated under one token gets the first one's report.
+    was raised is news again after a cooldown only, and asks then for one stage more, since what it asked for before did
+    not mend it; and a look repeated under one token gets the first one's report.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,12 +128,22 @@ class Ledger:
         known, told = self._told["alerts"], []
         for one in alerts:
             before = known.get(one.fingerprint)
-            raised = now
-            if before is not None and not before["resolved"] and now - before["raised"] < cooldown_s:
-                raised = before["raised"]
-            news = raised == now
-            known[one.fingerprint] = {"metric": one.metric, "model": prefix, "raised": raised, "resolved": False}
-            told.append({**asdict(one), "status": "new" if news else "repeated"})
+            raised, tried = now, 0
+            if before is not None and not before["resolved"]:
+                tried = before.get("tried", 0)
+                if now - before["raised"] < cooldown_s:
+                    raised = before["raised"]
+                else:
+                    tried += 1
+            known[one.fingerprint] = {
+                "metric": one.metric,
+                "model": prefix,
+                "raised": raised,
+                "resolved": False,
+                "tried": tried,
+            }
+            status = {"status": "new" if raised == now else "repeated", "suggestion": _further(one.suggestion, tried)}
+            told.append({**asdict(one), **status})
         breached = {one.fingerprint for one in alerts}
         resolved = [
             fingerprint

@@ -16,14 +16,14 @@ import numpy as np
 from mlx_tasks.files import read_json
 from mlx_tasks.metrics.frechet import frechet_distance
 from mlx_tasks.metrics.kid import kid
-from mlx_tasks.metrics.scalars import SCALARS
+from mlx_tasks.metrics.scalars import IMAGE_TEXT, SCALARS
 from mlx_tasks.monitoring import exchange
 from mlx_tasks.monitoring.alerts import Alert, Ledger, alert, furthest, what_to_redo
 from mlx_tasks.monitoring.window import features_of, read_window
 from mlx_tasks.registry.reference import Reference, read_reference
 
 LEDGER = "ledger.json"
-TESTS = len(SCALARS) + 5
+TESTS = len(SCALARS) + 6
 """Most tests of images that one look makes."""
 
 
@@ -71,7 +71,7 @@ class Seen:
     Attributes:
         features: (N, D) float64 in the reference's space.
         classes: N class names; "" where none was asked for.
-        scalars: {name: (N,)} of `window.SCALARS`.
+        scalars: {name: (N,)} of `metrics.scalars`; the image-text score is NaN where it was not taken.
     """
 
     features: np.ndarray
@@ -107,7 +107,7 @@ def monitor(
         seen = Seen(
             features_of(images),
             tuple(images["class"].fillna("")),
-            {name: images[name].to_numpy(float) for name in SCALARS},
+            {name: images[name].to_numpy(float) for name in (*SCALARS, IMAGE_TEXT) if name in images},
         )
         found, figures = compare(seen, reference, names, rules, digest)
         alerts, measured = alerts + found, measured | figures
@@ -160,12 +160,14 @@ def compare(
     if strata is not None:
         values["class_drift"] = exchange.mmd2(dealt, exchange.of_one_class(kernel, np.concatenate(strata)))
     for name, then in (reference.scalars or {}).items():
+        if name not in seen.scalars:
+            continue
         pooled = np.concatenate([seen.scalars[name][mine], then[theirs]])
-        if np.ptp(pooled) > 0:
+        if np.isfinite(pooled).all() and np.ptp(pooled) > 0:
+            now, before = seen.scalars[name][mine], then[theirs]
             values[name] = exchange.kolmogorov_smirnov(dealt, pooled)
-            measured.setdefault("stability_index", {})[name] = exchange.stability_index(
-                seen.scalars[name][mine], then[theirs]
-            )
+            measured.setdefault("stability_index", {})[name] = exchange.stability_index(now, before)
+            measured.setdefault("means", {})[name] = [float(now.mean()), float(before.mean())]
     p_values = {name: dealt.p_value(found) for name, found in values.items()}
     now, then = _equal_frechet(seen.features[mine], reference.generated[theirs], real, rules.seed)
     measured |= {
@@ -218,6 +220,7 @@ def _words(name: str, measured: dict[str, Any], rise: float) -> str:
         "quality": f"the Frechet distance to held-out images is {now:.4g}, {rise:.2f} times the registered {then:.4g}",
         "fidelity": "fewer images than when it was registered lie among real ones",
         "coverage": "fewer kinds of real images than when it was registered have a served image near them",
+        IMAGE_TEXT: "images agree otherwise than when the bundle was registered with the captions of their classes",
     }.get(name, f"{name} is distributed otherwise than when the bundle was registered")
     return f"{text} (p = {p:.4g})"
 

@@ -22,16 +22,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_tasks.errors import DataError
-from mlx_tasks.files import atomic_write_bytes
-from mlx_tasks.metrics.scalars import SCALARS, picture_numbers
+from mlx_tasks.files import atomic_write_bytes, read_json
+from mlx_tasks.metrics.scalars import IMAGE_TEXT, SCALARS, picture_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from mlx_tasks.registry.class_captions import ClassCaptions
 
 logger = logging.getLogger(__name__)
 
 PART_ROWS = 256
 PART_S = 20.0
+READERS = 2
+"""Versions whose image-text models are kept in memory."""
 QUEUED_IMAGES = 2000
 """Images that may wait to be recorded; beyond it rows are kept without features rather than requests slowed."""
 
@@ -49,6 +53,7 @@ class Made:
         nfe: network evaluations of an image.
         plan: "own" for the bundle's own steps, else the quality level or "custom".
         waited_ms, drawn_ms: in the queue, and from the first network call to the last.
+        bundle: folder of what drew them; its image-text model, if it has one, scores images that name a class.
         at: Unix time.
     """
 
@@ -63,6 +68,7 @@ class Made:
     plan: str = ""
     waited_ms: float = 0.0
     drawn_ms: float = 0.0
+    bundle: Path | None = None
     at: float = field(default_factory=time.time)
 
 
@@ -87,6 +93,7 @@ class Recorder(threading.Thread):
         self._since = time.monotonic()
         self._numbers, self._seen = itertools.count(), itertools.count()
         self._spaces: dict[int, Any] = {}
+        self._readers: dict[str, tuple[ClassCaptions, list[str]] | None] = {}
 
     def add(self, made: Made) -> None:
         """Record a request, soon."""
@@ -135,6 +142,8 @@ class Recorder(threading.Thread):
             return [common | _empty()]
         measured = picture_numbers(made.images)
         features = self._features(made.images)
+        if features is not None and (agreement := self._agreement(made)) is not None:
+            measured[IMAGE_TEXT] = agreement
         rows = []
         for i, image in enumerate(made.images):
             own = {name: float(values[i]) for name, values in measured.items()}
@@ -144,7 +153,8 @@ class Recorder(threading.Thread):
 
                 thumb = encode_png(image)
             told = {"class": made.classes[i] if made.classes else "", "seed": made.seeds[i], "thumbnail": thumb}
-            rows.append(common | own | told | {"features": None if features is None else features[i]})
+            told |= {"features": None if features is None else features[i]}
+            rows.append(common | {IMAGE_TEXT: None} | own | told)
         return rows
 
     def _features(self, images: np.ndarray) -> np.ndarray | None:
@@ -160,6 +170,20 @@ class Recorder(threading.Thread):
         channels = images.shape[-1]
         space = self._spaces.setdefault(channels, RandomConvFeatures(channels))
         return space(images).astype(np.float32)
+
+    def _agreement(self, made: Made) -> np.ndarray | None:
+        """(N,) image-text scores, where the version has a model for them and every image names a class."""
+        if made.images is None or made.bundle is None or not made.classes or not all(made.classes):
+            return None
+        if made.digest not in self._readers:
+            if len(self._readers) >= READERS:
+                self._readers.pop(next(iter(self._readers)))
+            self._readers[made.digest] = _reader(made.bundle)
+        reader = self._readers[made.digest]
+        if reader is None:
+            return None
+        captions, names = reader
+        return captions.scores(made.images, [names.index(name) for name in made.classes])
 
     def _write(self) -> None:
         import io
@@ -189,8 +213,21 @@ class Recorder(threading.Thread):
                 continue
 
 
+def _reader(bundle: Path) -> tuple[ClassCaptions, list[str]] | None:
+    """A bundle's image-text model and its class names; one that is absent or broken costs the score, no row."""
+    from mlx_tasks.registry.class_captions import read_class_captions
+    from mlx_tasks.registry.reference import CAPTIONS, FOLDER
+
+    try:
+        captions = read_class_captions(bundle / FOLDER / CAPTIONS)
+        return None if captions is None else (captions, read_json(bundle / "sampler.json")["class_names"])
+    except (DataError, OSError, ValueError, KeyError) as error:
+        logger.warning("no image-text scores of %s: %s", bundle.name, error)
+        return None
+
+
 def _empty() -> dict[str, Any]:
-    return {name: None for name in (*SCALARS, "class", "seed", "thumbnail", "features")}
+    return {name: None for name in (*SCALARS, IMAGE_TEXT, "class", "seed", "thumbnail", "features")}
 
 
 def read_window(folder: Path, most: int = 20_000, since: float = -math.inf) -> pd.DataFrame:

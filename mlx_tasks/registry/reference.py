@@ -3,6 +3,7 @@
     BUNDLE/reference/features.safetensors   generated (N, D), held_out (M, D) and each of `scalars` (N,) float32,
                                             generated_labels (N,) int32
     BUNDLE/reference/reference.json         the feature space, counts, seed, and the Frechet distance between the two
+    BUNDLE/reference/image_text/            the run's image-text model and the classes' captions, where there are any
 
 Features of an untrained space hold no picture: nobody gets the training data with the model.
 """
@@ -18,12 +19,14 @@ import numpy as np
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_write_bytes, read_json, write_json
 from mlx_tasks.metrics.frechet import frechet_distance
-from mlx_tasks.metrics.scalars import picture_numbers
+from mlx_tasks.metrics.scalars import IMAGE_TEXT, picture_numbers
+from mlx_tasks.registry.class_captions import ClassCaptions, read_class_captions, write_class_captions
 
 if TYPE_CHECKING:
     from mlx_tasks.models.bundle import Bundle
 
 FOLDER = "reference"
+CAPTIONS = "image_text"
 REFERENCE_SEED = 1_000_003
 """Of the reference images' noise; served and scored images come from other seeds."""
 
@@ -41,6 +44,7 @@ class Reference:
         dimension: width of the feature space.
         frechet_distance: between the two at equal counts.
         scalars: {name: (N,)} numbers of the drawn images (`metrics.scalars`); empty in older bundles.
+        captions: tells whether an image shows its class; None where nothing was learned of it.
     """
 
     generated: np.ndarray
@@ -51,6 +55,7 @@ class Reference:
     dimension: int
     frechet_distance: float
     scalars: dict[str, np.ndarray] = field(default_factory=dict)
+    captions: ClassCaptions | None = None
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """(N, D) features of images (N, H, W, C) uint8 in this reference's space."""
@@ -59,10 +64,12 @@ class Reference:
         return RandomConvFeatures(self.channels, self.feature_seed, self.dimension)(images)
 
 
-def make_reference(bundle: Bundle, held_out: np.ndarray, count: int) -> Reference:
+def make_reference(
+    bundle: Bundle, held_out: np.ndarray, count: int, captions: ClassCaptions | None = None
+) -> Reference:
     """Draw `count` images, classes in turn, and keep their features beside those of held-out images.
 
-    held_out: (M, H, W, C) uint8 at the bundle's resolution.
+    held_out: (M, H, W, C) uint8 at the bundle's resolution. captions: of the bundle's classes.
     """
     from mlx_tasks.metrics.random_conv import RandomConvFeatures
     from mlx_tasks.registry.draw import draw
@@ -83,7 +90,8 @@ def make_reference(bundle: Bundle, held_out: np.ndarray, count: int) -> Referenc
         space.seed,
         space.dimension,
         frechet_distance(generated[:equal], _spread(real, equal)),
-        picture_numbers(images),
+        _numbers(images, labels, captions),
+        captions,
     )
 
 
@@ -96,7 +104,8 @@ def redraw(reference: Reference, bundle: Bundle) -> Reference:
     generated = reference.features(images)
     equal = min(len(generated), len(reference.held_out))
     distance = frechet_distance(generated[:equal], _spread(reference.held_out, equal))
-    return replace(reference, generated=generated, frechet_distance=distance, scalars=picture_numbers(images))
+    numbers = _numbers(images, reference.labels, reference.captions)
+    return replace(reference, generated=generated, frechet_distance=distance, scalars=numbers)
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
@@ -110,6 +119,8 @@ def write_reference(folder: Path, reference: Reference) -> None:
         **{f"scalar.{name}": values.astype(np.float32) for name, values in reference.scalars.items()},
     }
     atomic_write_bytes(folder / FOLDER / "features.safetensors", save(arrays))
+    if reference.captions is not None:
+        write_class_captions(folder / FOLDER / CAPTIONS, reference.captions)
     description = {
         "feature_space": "random_conv",
         "channels": reference.channels,
@@ -144,9 +155,15 @@ def read_reference(folder: Path) -> Reference:
                 for name, values in arrays.items()
                 if name.startswith("scalar.")
             },
+            read_class_captions(folder / FOLDER / CAPTIONS),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"{folder} has no readable reference ({error}): use a bundle that `register` wrote") from None
+
+
+def _numbers(images: np.ndarray, labels: np.ndarray, captions: ClassCaptions | None) -> dict[str, np.ndarray]:
+    agreement = {} if captions is None else {IMAGE_TEXT: captions.scores(images, labels.tolist())}
+    return picture_numbers(images) | agreement
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def create_app(
         if recorder is not None:
             plan = _plan_name(body)
             told = (model.name, model.version, model.digest, names, tuple(seeds), finished.nfe, plan)
-            recorder.add(Made(200, finished.images, *told, waited_ms, drawn_ms))
+            recorder.add(Made(200, finished.images, *told, waited_ms, drawn_ms, Path(loaded.folder)))
         return Images(
             created=int(time.time()),
             data=pictures,

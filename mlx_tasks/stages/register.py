@@ -15,6 +15,7 @@ from mlx_tasks.files import atomic_write_text, read_json, write_json
 from mlx_tasks.models.bundle import Bundle, bundle_digest, write_bundle
 from mlx_tasks.registry import lineage
 from mlx_tasks.registry.champion import champion_scores, rescore
+from mlx_tasks.registry.class_captions import of_run
 from mlx_tasks.registry.gate import Champion, Verdict, judge
 from mlx_tasks.registry.levels import with_levels
 from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
@@ -45,7 +46,8 @@ def run(context: StageContext) -> None:
     folder = out / "bundle"
     write_bundle(folder, bundle.model, bundle.schedule, sampler, told)
     context.progress.say(f"winner {winner.name}: drawing the reference images that a monitor compares with")
-    write_reference(folder, make_reference(bundle, test.images, winner.setup["samples"]))
+    captions = of_run(context.work / "image_text", train) if bundle.sampler.class_names else None
+    write_reference(folder, make_reference(bundle, test.images, winner.setup["samples"], captions))
 
     uri = tracking_uri() if context.tracker.run_id else None
     registry = Registry(uri) if uri else None
