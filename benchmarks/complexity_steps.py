@@ -1,6 +1,6 @@
 """Does a number for an image's complexity say how many steps it needs?
 
-    python benchmarks/complexity_steps.py work/searched [--seeds 3]
+    python benchmarks/complexity_steps.py work/searched [--seeds 3]     # draws docs/pictures/complexity_steps.svg too
 
 For each seed and noise: the evaluations at which searched grids (ends found for each number of steps) come within
 `--tolerance` of the many-step result, log-linear between those measured, and the complexity of the image, both of the
@@ -15,6 +15,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from pictures import COLOURS, panels
 from record import hardware, save
 
 hardware.prepare()
@@ -43,17 +44,37 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.04)
     parser.add_argument("--name", default="complexity_steps")
     given = parser.parse_args()
-    bundle, rows = read_bundle(given.bundle), []
+    bundle, rows, points = read_bundle(given.bundle), [], {}
     for seed in range(given.seeds):
-        rows += one_seed(bundle, seed, given.noises, given.tolerance)
-        for row in rows[-6:]:
+        found, points[seed] = one_seed(bundle, seed, given.noises, given.tolerance)
+        rows += found
+        for row in found:
             print(row, flush=True)
     config = {"bundle": bundle.digest, "noises": given.noises, "tolerance": given.tolerance, "steps": list(STEPS)}
+    draw(given.name, points[0], given.tolerance)
     print(save(given.name, question="Does complexity say how many steps an image needs?", config=config, rows=rows))
 
 
-def one_seed(bundle: Bundle, seed: int, noises: int, tolerance: float) -> list[dict[str, Any]]:
-    """A row for each measure, of the finished image and of the early estimate."""
+def draw(name: str, points: dict[str, np.ndarray], tolerance: float) -> None:
+    """Evaluations needed against complexity, an image a dot, of the first seed."""
+    shown = {
+        ("finished image", "png_bytes"): "bytes of the finished image's PNG",
+        ("estimate after two calls", "gradient"): "mean gradient of the estimate after two calls",
+    }
+    needed = points["needed"]
+    with panels(name, len(shown)) as axes:
+        for axis, ((of, measure), label), colour in zip(axes, shown.items(), COLOURS, strict=False):
+            values = points[f"{of} {measure}"]
+            axis.plot(values, needed, "o", color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
+            axis.set_xlabel(label)
+            axis.set_title(f"rank correlation {spearmanr(values, needed).statistic:+.2f}")
+        axes[0].set_ylabel(f"evaluations for an error of {tolerance:g}")
+
+
+def one_seed(
+    bundle: Bundle, seed: int, noises: int, tolerance: float
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """A row for each measure, of the finished image and of the early estimate; and what they come from, by image."""
     tuning = bundle_problem(bundle, "dpmpp_2m", seed, "tuning", 64, 32, 64)[0]
     test = bundle_problem(bundle, "dpmpp_2m", seed, "test", noises, noises, 64)[0]
     task, errors, early = test.tasks[0], [], None
@@ -67,13 +88,14 @@ def one_seed(bundle: Bundle, seed: int, noises: int, tolerance: float) -> list[d
             early = to_uint8(np.array(seen[1]))
     logs = np.minimum.accumulate(np.log(np.stack(errors)), axis=0)
     needed = np.array([np.interp(-np.log(tolerance), -column, STEPS) for column in logs.T])
-    rows = []
+    rows, points = [], {"needed": needed}
     for of, images in (("finished image", to_uint8(task.truth)), ("estimate after two calls", early)):
         assert images is not None
         for name, values in complexity(images).items():
+            points[f"{of} {name}"] = values
             rows.append({"seed": seed, "of": of, "measure": name, "mean_steps": float(needed.mean()),
                          "spread_steps": float(needed.std()), **correlation(values, needed, seed)})  # fmt: skip
-    return rows
+    return rows, points
 
 
 def complexity(images: np.ndarray) -> dict[str, np.ndarray]:
