@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loop up follow down test check bench lock clean
+.PHONY: help setup demo loop up follow down secrets worker test check bench lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,14 @@ follow: setup ## watch the newest run in the terminal
 down: ## end what `make demo` or `make up` started; state is kept
 	@$(BIN)/mlx-tasks down
 
+secrets: ## write .env and worker.env for the control plane in containers and its workers
+	@python3 include/compose/make_secrets.py
+
+worker: setup ## make this machine a worker of the control plane that worker.env names
+	@$(BIN)/mlx-tasks worker --env worker.env
+
 test: setup ## every test, with the real components
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## lint, format, types
 	$(BIN)/ruff check .

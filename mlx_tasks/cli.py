@@ -15,6 +15,7 @@ COMMAND_MODULES = (
     "mlx_tasks.workspace.commands",
     "mlx_tasks.tracking.commands",
     "mlx_tasks.stack.commands",
+    "mlx_tasks.fleet.commands",
     "mlx_tasks.serving.commands",
     "mlx_tasks.monitoring.commands",
     "mlx_tasks.comparison.commands",

@@ -111,6 +111,11 @@ def _keep_freed_memory() -> None:
     mallopt(m_top_pad, 1 << 26)
 
 
+def blas() -> str | None:
+    """The BLAS that `prepare` loads for MLX's CPU wheel; None where it finds none, or MLX needs none."""
+    return _load_blas() if detect().kind == "cpu" and sys.platform == "linux" else None
+
+
 @functools.cache
 def _load_blas() -> str | None:
     if "mlx.core" in sys.modules:

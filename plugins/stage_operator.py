@@ -33,6 +33,9 @@ RESULT_KEY = "result"
 
 CHAMPION_ASSET = Asset(CHAMPION)
 
+NOT_FOR_STAGES = ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN")
+"""Airflow's own secrets: no stage has a use for them."""
+
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL of the child's group; Airflow gives the whole task five seconds."""
 
@@ -265,7 +268,7 @@ def _child_environment() -> dict[str, str]:
     repository = {"ADO_REPOSITORY": str(Path(__file__).resolve().parent.parent)}
     return {
         **repository,
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in NOT_FOR_STAGES},
         EVENTS_VARIABLE: "1",
         PARENT_VARIABLE: ",".join(parents),
         "PYTHONUNBUFFERED": "1",

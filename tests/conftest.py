@@ -30,3 +30,8 @@ hardware.prepare()
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that the others run beside it (`-n 2 --dist loadfile`)."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")

@@ -45,16 +45,20 @@ def run(context, **arguments):
         raise {"memory": MemoryError("no"), "data": errors.DataError("bad"), "diverged": errors.DivergedError(3, 0.5),
                "interrupted": errors.InterruptedStageError("stop"), "bug": KeyError("bug")}[kind]
     name = context.target.partition("@")[0]
-    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    stage = stages[name]
     outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+    read = {dep for one in stages.values() for dep in one.get("deps", [])}
     for out in (one if isinstance(one, str) else next(iter(one)) for one in outs):
         for key, value in arguments.items():
             out = out.replace("${item.%s}" % key, str(value))
         path = context.root / out
         if not path.suffix:
             path = path / "data.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"target": context.target, "seed": context.config.seed}))
+        within = [context.root / dep for dep in read if dep.startswith(out + "/")]  # what later stages read of it
+        for file in (path, *within):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"target": context.target, "seed": context.config.seed}))
     context.progress.update(2, 2)
     if behaviour.get("refused"):
         raise errors.GateRefused(["not good enough"])

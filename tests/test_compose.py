@@ -1,12 +1,15 @@
-"""Facts about docker-compose.yaml: it is valid, pinned, on loopback, and starts with no secret missing."""
+"""Facts about docker-compose.yaml: it is valid, pinned, on loopback, and starts with no secret missing or weak."""
 
 import os
 import re
 import shutil
+import stat
 import subprocess
+import sys
 
 import pytest
 import yaml
+from debian import program
 
 SECRETS = (
     "POSTGRES_PASSWORD",
@@ -14,7 +17,14 @@ SECRETS = (
     "AIRFLOW_JWT_SECRET",
     "AIRFLOW_API_SECRET_KEY",
     "AIRFLOW_ADMIN_PASSWORD",
+    "GRAFANA_ADMIN_PASSWORD",
+    "STORE_ACCESS_KEY",
+    "STORE_SECRET_KEY",
+    "ALERT_TOKEN",
+    "ALERT_SECRET",
 )
+ONCE = {"airflow-init", "check-secrets", "store-init"}
+"""Services that run to their end."""
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +39,14 @@ def services(text):
 
 def test_the_control_plane_is_whole(services):
     airflow = {"airflow-init", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
-    assert set(services) == airflow | {"postgres", "mlflow"}
+    watch = {"prometheus", "alertmanager", "grafana"}
+    assert set(services) == airflow | watch | ONCE | {"postgres", "mlflow", "store"}
 
 
 def test_every_image_is_pinned(services, repository):
     for name, service in services.items():
         image, _, tag = service["image"].rpartition(":")
-        assert image and re.match(r"\d+(\.\d+)+", tag), f"{name}: {service['image']}"
+        assert image and re.match(r"v?\d+(\.\d+)+", tag), f"{name}: {service['image']}"
         if "build" in service:
             dockerfile = (repository / service["build"]["context"] / service["build"]["dockerfile"]).read_text()
             assert re.search(r"^FROM \S+:\d+(\.\d+)+\S*$", dockerfile, re.M)
@@ -45,7 +56,7 @@ def test_every_image_is_pinned(services, repository):
 
 def test_the_images_hold_the_versions_of_the_lock(services, repository):
     lock = (repository / "requirements.lock").read_text()
-    for package in ("apache-airflow", "apache-airflow-providers-edge3", "mlflow"):
+    for package in ("apache-airflow", "apache-airflow-providers-edge3", "mlflow", "boto3", "psycopg2-binary"):
         version = re.search(rf"^{package}==(\S+)", lock, re.M).group(1)
         assert any(
             f'"{package}=={version}"' in path.read_text()
@@ -55,21 +66,25 @@ def test_the_images_hold_the_versions_of_the_lock(services, repository):
 
 def test_every_lasting_service_has_a_healthcheck_and_waits_for_what_it_needs(services):
     for name, service in services.items():
-        if name != "airflow-init":
+        if name not in ONCE:
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
         for needed, how in service.get("depends_on", {}).items():
-            expected = "service_completed_successfully" if needed == "airflow-init" else "service_healthy"
+            expected = "service_completed_successfully" if needed in ONCE else "service_healthy"
             assert how == {"condition": expected}
+    assert services["postgres"]["depends_on"].keys() == services["alertmanager"]["depends_on"].keys() == {
+        "check-secrets"
+    }  # fmt: skip
 
 
 def test_ports_are_on_loopback_only(services):
     published = [port for service in services.values() for port in service.get("ports", [])]
-    assert sorted(published) == ["127.0.0.1:5000:5000", "127.0.0.1:8080:8080"]
+    assert len(published) == 6
+    assert all(port.startswith(("127.0.0.1:", "${ADO_BIND:-127.0.0.1}:")) for port in published)
 
 
 def test_secrets_come_from_the_environment_and_a_missing_one_is_refused(text):
     assert set(re.findall(r"\$\{(\w+):\?[^}]+\}", text)) == set(SECRETS)
-    assert not re.findall(r"(?<!\$)\$\{\w+(?::-[^}]*)?\}", text)  # no variable without a refusal
+    assert set(re.findall(r"(?<!\$)\$\{(\w+)(?::-[^}]*)?\}", text)) == {"ADO_BIND"}  # no secret has a default
 
 
 def test_what_is_mounted_is_there(services, repository):
@@ -112,3 +127,100 @@ def test_compose_itself_takes_the_file_and_refuses_a_missing_secret(command, rep
         less = {key: value for key, value in environment.items() if key != secret}
         done = subprocess.run(check, cwd=repository, env=less, capture_output=True, text=True)
         assert done.returncode != 0 and "docs/control_plane.md" in done.stderr, secret
+
+
+@pytest.fixture(scope="module")
+def made(repository, tmp_path_factory):
+    """What `make secrets` writes."""
+    folder = tmp_path_factory.mktemp("secrets")
+    make_secrets(repository, folder)
+    return folder
+
+
+def make_secrets(repository, folder):
+    command = [sys.executable, str(repository / "include/compose/make_secrets.py"), "--folder", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def values(path):
+    lines = [line.split("=", 1) for line in path.read_text().splitlines() if not line.startswith("#")]
+    return dict(lines)
+
+
+def check_secrets(repository, environment):
+    script = str(repository / "include/compose/check_secrets.sh")
+    return subprocess.run(
+        ["sh", script], env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True
+    )
+
+
+def test_made_secrets_are_good_for_their_owner_alone_and_stay(made, repository):
+    secrets = values(made / ".env")
+    assert set(secrets) == set(SECRETS)
+    assert check_secrets(repository, secrets).returncode == 0
+    for name in (".env", "worker.env"):
+        assert stat.S_IMODE((made / name).stat().st_mode) == 0o600
+        assert subprocess.run(["git", "-C", str(repository), "check-ignore", "-q", name]).returncode == 0
+    worker = values(made / "worker.env")
+    assert worker["ADO_JWT_SECRET"] == secrets["AIRFLOW_JWT_SECRET"]
+    assert worker["AWS_SECRET_ACCESS_KEY"] == secrets["STORE_SECRET_KEY"]
+    assert secrets["POSTGRES_PASSWORD"] not in worker.values()  # no database's credentials on a worker
+    less = {name: value for name, value in secrets.items() if name != "ALERT_TOKEN"}
+    (made / ".env").write_text("".join(f"{name}={value}\n" for name, value in less.items()))
+    assert "1 made, 9 kept" in make_secrets(repository, made)
+    assert values(made / ".env").items() >= less.items() and values(made / ".env")["ALERT_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("POSTGRES_PASSWORD", "", "is missing"),
+        ("POSTGRES_PASSWORD", "k3j", "has 3 characters, at least 16"),
+        ("POSTGRES_PASSWORD", "Changeme-8293kdjw92", "everybody tries first"),
+        ("POSTGRES_PASSWORD", "k2jh3:k4j@h5/k6j7h", "letters and digits only"),
+        ("AIRFLOW_ADMIN_PASSWORD", "admin-admin-admin", "everybody tries first"),
+        ("AIRFLOW_JWT_SECRET", "ab" * 40, "repeats a few characters"),
+        ("STORE_SECRET_KEY", "minioadmin" * 4, "everybody tries first"),
+    ],
+)
+def test_a_weak_secret_starts_nothing(made, repository, name, value, said):
+    done = check_secrets(repository, values(made / ".env") | {name: value})
+    assert done.returncode == 1 and said in done.stderr
+    assert all(line.startswith(name) for line in done.stderr.splitlines())  # and no other is blamed
+
+
+def test_the_watching_services_take_their_configs(repository):
+    """Read by the real programs; paths of the containers are looked up beside the files."""
+    compose = repository / "include" / "compose"
+    promtool, amtool = program("promtool", "prometheus"), program("amtool", "prometheus-alertmanager")
+    rules = subprocess.run(
+        [promtool, "check", "config", "--syntax-only", str(compose / "prometheus.yml")], capture_output=True, text=True
+    )
+    assert rules.returncode == 0, rules.stderr
+    routes = subprocess.run([amtool, "check-config", str(compose / "alertmanager.yml")], capture_output=True, text=True)
+    assert routes.returncode == 0, routes.stderr
+    for path in (compose / "grafana").rglob("*.yml"):
+        assert yaml.safe_load(path.read_text())["apiVersion"] == 1
+
+
+def test_the_bucket_is_made_once(repository, tmp_path):
+    """Against a real S3 server."""
+    from fleet_world import Processes, answers, free_port, wait_for
+
+    processes, url = Processes(tmp_path), f"http://127.0.0.1:{free_port()}"
+    processes.start(
+        "store",
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]],
+        dict(os.environ),
+    )
+    try:
+        wait_for("the store", answers(url))
+        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, str(repository / "include/compose/make_bucket.py"), url, "artifacts"],
+                env={**os.environ, **keys}, capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0 and "bucket artifacts is there" in done.stdout, done.stderr
+    finally:
+        processes.stop_all()

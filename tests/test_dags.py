@@ -186,7 +186,19 @@ def test_the_environment_configures_the_schedule_the_queue_and_the_retries(tmp_p
 
 KERNELS = ("diffusion", "models", "samplers")
 LOOPS = ("training", "distillation", "search", "rl", "learned_steps")
-EDGES = ("stages", "tracking", "registry", "serving", "workspace", "stack", "report", "monitoring", "cli", "data")
+EDGES = (
+    "stages",
+    "tracking",
+    "registry",
+    "serving",
+    "workspace",
+    "stack",
+    "fleet",
+    "report",
+    "monitoring",
+    "cli",
+    "data",
+)
 KERNEL_EDGES = {
     "mlx_tasks/models/folder.py", "mlx_tasks/models/bundle.py", "mlx_tasks/samplers/bundle_sampler.py"
 }  # fmt: skip

@@ -11,4 +11,4 @@ path = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
 path.write_text(json.dumps({"admin": os.environ["AIRFLOW_ADMIN_PASSWORD"]}))
 PYTHON
 airflow db migrate
-airflow pools set mlx 1 "the accelerator takes one stage at a time"
+airflow pools set mlx 64 "each worker takes one stage at a time; so many workers compute at once, at most"

@@ -18,6 +18,7 @@ from mlx_tasks.workspace import git
 from mlx_tasks.workspace.again import lineage, with_alerts
 from mlx_tasks.workspace.mlflow_parent import start_parent
 from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
+from mlx_tasks.workspace.store import remote_lines
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +181,7 @@ def _configure_dvc(places: Places, path: Path) -> None:
         f"    site_cache_dir = {places.state / 'dvc-site'}",
         "[cache]",
         f"    dir = {places.dvc_cache}",
-        "['remote \"ado\"']",
-        f"    url = {places.dvc_remote}",
+        *remote_lines(places),
     ]
     atomic_write_text(path / ".dvc" / "config.local", "\n".join(lines) + "\n")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 STATE_VARIABLE = "ADO_STATE"
 REPOSITORY_VARIABLE = "ADO_REPOSITORY"
 DVC_REMOTE_VARIABLE = "ADO_DVC_REMOTE"
+ENDPOINT_VARIABLE = "ADO_DVC_ENDPOINT"
 GIT_REMOTE_VARIABLE = "ADO_GIT_REMOTE"
 
 
@@ -41,12 +42,14 @@ class Places:
         dvc_remote: where artifacts travel between machines (ADO_DVC_REMOTE: a folder or any URL DVC knows).
         git_remote: the git remote that runs' branches are pushed to and fetched from (ADO_GIT_REMOTE), or None where
             all tasks run on one machine.
+        dvc_endpoint: address of an S3 store that is not Amazon's (ADO_DVC_ENDPOINT), or None.
     """
 
     repository: Path
     state: Path
     dvc_remote: str
     git_remote: str | None = None
+    dvc_endpoint: str | None = None
 
     @classmethod
     def from_environment(cls) -> Places:
@@ -54,7 +57,8 @@ class Places:
         repository = Path(os.environ.get(REPOSITORY_VARIABLE) or Path.cwd()).resolve()
         state = Path(os.environ.get(STATE_VARIABLE) or repository / ".state").resolve()
         remote = os.environ.get(DVC_REMOTE_VARIABLE) or str(state / "dvc-remote")
-        return cls(repository, state, remote, os.environ.get(GIT_REMOTE_VARIABLE) or None)
+        git_remote = os.environ.get(GIT_REMOTE_VARIABLE) or None
+        return cls(repository, state, remote, git_remote, os.environ.get(ENDPOINT_VARIABLE) or None)
 
     @property
     def workspaces(self) -> Path:

@@ -1,0 +1,173 @@
+"""What makes a machine a worker of one control plane: a few settings, from the environment or a file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlx_tasks.errors import DataError
+from mlx_tasks.files import atomic_write_text
+from mlx_tasks.workspace.paths import Places
+
+SERVER_VARIABLE = "ADO_CONTROL_PLANE"
+SECRET_VARIABLE = "ADO_JWT_SECRET"
+QUEUES_VARIABLE = "ADO_QUEUES"
+NAME_VARIABLE = "ADO_WORKER_NAME"
+QUEUES = ("mlx", "default")
+"""What a worker takes: `mlx` computes; `default` opens and closes runs, which needs a checkout too."""
+SHORTEST_SECRET = 32
+HEARTBEAT_S = 10
+"""Between a worker's reports. The control plane takes one for dead after five of them."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """One worker's settings.
+
+    Attributes:
+        control_plane: address of Airflow's API server (ADO_CONTROL_PLANE).
+        secret: signs what the worker sends (ADO_JWT_SECRET, the control plane's AIRFLOW_JWT_SECRET).
+        mlflow: address of the tracking server (MLFLOW_TRACKING_URI).
+        places: this machine's folders and remotes (ADO_STATE, ADO_REPOSITORY, ADO_DVC_REMOTE, ADO_GIT_REMOTE).
+        queues: what it takes (ADO_QUEUES, comma-separated).
+        name: under which the control plane knows it (ADO_WORKER_NAME, else this host's and four digits of its own).
+    """
+
+    control_plane: str
+    secret: str
+    mlflow: str
+    places: Places
+    queues: tuple[str, ...]
+    name: str
+
+    @classmethod
+    def from_environment(cls) -> WorkerSettings:
+        """The settings of this process' environment.  Raises: DataError naming the variable and what it must be."""
+        places = Places.from_environment()
+        queues = tuple(q.strip() for q in os.environ.get(QUEUES_VARIABLE, ",".join(QUEUES)).split(",") if q.strip())
+        if not queues:
+            raise DataError(f"{QUEUES_VARIABLE} must name the queues a worker takes, such as {','.join(QUEUES)}")
+        return cls(
+            _address(SERVER_VARIABLE, "Airflow's API server"),
+            _secret(),
+            _address("MLFLOW_TRACKING_URI", "the MLflow server"),
+            places,
+            queues,
+            os.environ.get(NAME_VARIABLE) or default_name(places.state),
+        )
+
+    @property
+    def home(self) -> Path:
+        """Where the worker keeps its own files."""
+        return self.places.state / "worker"
+
+    @property
+    def edge_api(self) -> str:
+        """Address of the control plane's door for workers."""
+        return f"{self.control_plane}/edge_worker/v1/rpcapi"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of `airflow edge worker` and of the tasks it starts. It holds no database's address."""
+        settings = {
+            "CORE__DAGS_FOLDER": self.places.repository / "dags",
+            "CORE__PLUGINS_FOLDER": self.places.repository / "plugins",
+            "CORE__LOAD_EXAMPLES": False,
+            "CORE__EXECUTION_API_SERVER_URL": f"{self.control_plane}/execution/",
+            # A fork of a process that has evaluated an MLX array hangs.
+            "CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": True,
+            "API_AUTH__JWT_SECRET": self.secret,
+            "EDGE__API_URL": self.edge_api,
+            "EDGE__API_ENABLED": True,
+            "EDGE__HEARTBEAT_INTERVAL": HEARTBEAT_S,
+            "EDGE__JOB_POLL_INTERVAL": 1,
+            # A task computes on while the API server is away for minutes; the default gives it under one.
+            "WORKERS__MAX_FAILED_HEARTBEATS": 120,
+            "LOGGING__BASE_LOG_FOLDER": self.home / "logs",
+            "USAGE_DATA_COLLECTION__ENABLED": False,
+        }
+        binaries = os.path.dirname(sys.executable)
+        dropped = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC", SECRET_VARIABLE}
+        return {
+            **{key: value for key, value in os.environ.items() if key not in dropped},
+            **{f"AIRFLOW__{key}": str(value) for key, value in settings.items()},
+            "AIRFLOW_HOME": str(self.home),
+            "ADO_STATE": str(self.places.state),
+            "ADO_REPOSITORY": str(self.places.repository),
+            "ADO_QUEUE": QUEUES[0],
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")]),
+            "PYTHONPATH": str(self.places.repository),
+            "PYTHONUNBUFFERED": "1",
+            "DO_NOT_TRACK": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "GX_ANALYTICS_ENABLED": "false",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            # macOS: a forked child of a process that touched Objective-C dies without this.
+            "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",
+        }
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """NAME=VALUE lines; empty ones and those that begin with # are skipped, quotes around a value fall away.
+
+    Raises: DataError for a file that is missing, that others may read, or with a line that is none of these.
+    """
+    try:
+        text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DataError(f"{path} holds secrets and others may read it: chmod 600 {path}")
+    values = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise DataError(f"line {number} of {path} must be NAME=VALUE")
+        values[name.strip()] = value.strip().strip("\"'")
+    return values
+
+
+def take_env_file(path: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Put a file's settings into this process' environment; what is set there already stays."""
+    for name, value in read_env_file(path).items():
+        if name not in environment:
+            os.environ[name] = value
+
+
+def default_name(state: Path) -> str:
+    """This host's name and four digits, which are drawn once for a state folder: two on one host keep apart."""
+    path = state / "worker" / "id"
+    try:
+        digits = path.read_text().strip()
+    except OSError:
+        digits = secrets.token_hex(2)
+        atomic_write_text(path, digits)
+    return f"{socket.gethostname().split('.')[0] or 'worker'}-{digits}"
+
+
+def _address(variable: str, what: str) -> str:
+    text = os.environ.get(variable, "").rstrip("/")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise DataError(f"{variable} must be the address of {what}, such as http://127.0.0.1:8080, got {text!r}")
+    return text
+
+
+def _secret() -> str:
+    secret = os.environ.get(SECRET_VARIABLE, "")
+    if len(secret) < SHORTEST_SECRET:
+        raise DataError(
+            f"{SECRET_VARIABLE} must be the control plane's AIRFLOW_JWT_SECRET, at least {SHORTEST_SECRET} characters, "
+            f"got {len(secret)}"
+        )
+    return secret
