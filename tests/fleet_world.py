@@ -253,10 +253,18 @@ class Fleet:
         o.run_git(self.folder, "clone", "-q", "--bare", str(made), str(bare))
         return bare
 
+    def stored(self) -> list[str]:
+        """Keys of the store."""
+        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
     def _make_bucket(self) -> None:
+        self._client().create_bucket(Bucket=BUCKET)
+
+    def _client(self):
         import boto3
 
-        boto3.client(
+        return boto3.client(
             "s3", endpoint_url=self.store, region_name="us-east-1", aws_access_key_id=self.access,
             aws_secret_access_key="fleet-secret",
-        ).create_bucket(Bucket=BUCKET)  # fmt: skip
+        )  # fmt: skip

@@ -51,11 +51,11 @@ def disturbed(world):
     train = lambda: next(task for task in world.tasks("fleet") if task["task_id"] == "train")  # noqa: E731
     victim = train()["hostname"]
     wait_for("both workers", lambda: all("takes mlx" in world.processes.log(name) for name in processes))
+    wait_for("its checkpoint's copy", lambda: any(key.endswith("/train/index.json") for key in world.stored()))
     root = psutil.Process(processes[victim].pid)
     for process in (root, *root.children(recursive=True)):
         process.kill()
     killed = time.monotonic()
-    (world.folder / "behaviour.json").write_text("{}")
     world.processes.running.pop(victim).wait()
     again = lambda: train()["try_number"] > 1 and train()["state"] in ("running", "success")  # noqa: E731
     wait_for("the retry", again, 3 * RETRY_S)
@@ -70,6 +70,13 @@ def test_a_stage_of_a_worker_that_died_starts_again_elsewhere_within_a_minute(wo
     assert disturbed["state"] == "success", world.processes.log("scheduler")[-3000:]
     assert train["try_number"] == 2 and train["hostname"] != disturbed["victim"]
     assert disturbed["waited"] <= RETRY_S
+
+
+def test_it_goes_on_from_the_checkpoint_that_the_dead_worker_wrote(world, disturbed):
+    """The stage hangs at its first try, which it knows by its checkpoints: without them it would hang again."""
+    other = next(name for name in ("alpha", "beta") if name != disturbed["victim"])
+    assert "train: brought the checkpoints of" in world.processes.log(other)
+    assert not any("/checkpoints/" in key for key in world.stored())  # stages that ended need none
 
 
 def test_what_a_stage_needs_comes_by_hash_from_the_store(world, disturbed):

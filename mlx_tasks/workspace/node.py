@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypedDict
@@ -26,6 +27,7 @@ from mlx_tasks.params import load_config
 from mlx_tasks.stages.record import NODE_VARIABLE, record_path
 from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, parents_for_child
 from mlx_tasks.workspace import git, mlflow_parent, outs
+from mlx_tasks.workspace.courier import courier
 from mlx_tasks.workspace.memory import (
     MICRO_BATCH_VARIABLE,
     current_micro_batch,
@@ -112,7 +114,7 @@ def _run(places: Places, spec: Spec, target: str) -> dict[str, Any]:
         if spec["commit"] == "before":
             environment[RUN_COMMIT_VARIABLE] = commit_run(places, run, workspace, f"Artifacts of run {run['run_id']}")
         os.environ.update(environment)
-        result = _reproduce(places, workspace, spec["stage"], target)
+        result = _reproduce(places, run, workspace, spec["stage"], target)
         if spec["stage"] == "search_plan":
             slots = load_config(workspace).search.slots
             result["trials"] = [{**spec["arguments"], "slot": slot} for slot in slots]
@@ -121,7 +123,7 @@ def _run(places: Places, spec: Spec, target: str) -> dict[str, Any]:
     return result
 
 
-def _reproduce(places: Places, workspace: Path, stage_name: str, target: str) -> dict[str, Any]:
+def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, target: str) -> dict[str, Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -132,8 +134,10 @@ def _reproduce(places: Places, workspace: Path, stage_name: str, target: str) ->
         if brought:
             print(f"{target}: brought {', '.join(brought)}", flush=True)
         kills_before = oom_kills()
+        say = partial(print, f"{target}:", flush=True)
         try:
-            repo.reproduce(targets=[target], single_item=True)  # pyright: ignore[reportCallIssue]  (DVC makes a function its method)
+            with courier(places, run["slug"], target, workspace, say):
+                repo.reproduce(targets=[target], single_item=True)  # pyright: ignore[reportCallIssue]  (DVC makes a function its method)
         except DvcException as error:
             raise _failure(workspace, stage_name, target, token, kills_before, error) from error
         ran = _own_record(workspace, target, token) is not None

@@ -18,17 +18,30 @@ def remote_lines(places: Places) -> list[str]:
     return ["['remote \"ado\"']", f"    url = {places.dvc_remote}", *endpoint]
 
 
-def probe(places: Places) -> None:
-    """Write, read and remove a few bytes.  Raises: DataError for a scheme without support, UnavailableError."""
+def open_store(places: Places) -> tuple[Any, str]:
+    """(the remote's fsspec filesystem, the folder in it).  Raises: DataError for a scheme without support."""
+    if "://" not in places.dvc_remote:
+        from fsspec.implementations.local import LocalFileSystem
+
+        return LocalFileSystem(auto_mkdir=True), places.dvc_remote
     scheme, _, rest = places.dvc_remote.partition("://")
     if scheme not in SCHEMES:
         raise DataError(f"ADO_DVC_REMOTE must be a folder or begin with s3://, got {places.dvc_remote!r}")
     import s3fs
+
+    client: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
+    store = s3fs.S3FileSystem(
+        endpoint_url=places.dvc_endpoint, config_kwargs=client, skip_instance_cache=True, use_listings_cache=False
+    )
+    return store, rest.rstrip("/")
+
+
+def probe(places: Places) -> None:
+    """Write, read and remove a few bytes.  Raises: DataError for a scheme without support, UnavailableError."""
+    store, folder = open_store(places)
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 10, "retries": {"max_attempts": 1}}
-    store = s3fs.S3FileSystem(endpoint_url=places.dvc_endpoint, config_kwargs=client, skip_instance_cache=True)
-    path, content = f"{rest.rstrip('/')}/.probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    path, content = f"{folder}/.probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
         store.pipe_file(path, content)
         same = store.cat_file(path) == content
