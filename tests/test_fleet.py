@@ -17,9 +17,10 @@ import psutil
 import pytest
 from fleet_world import BUCKET, Fleet, wait_for
 
+from mlx_tasks.environment_file import read_env_file
 from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.fleet.checks import clock, disk, fleet, overrides, workers
-from mlx_tasks.fleet.settings import WorkerSettings, default_name, read_env_file
+from mlx_tasks.fleet.settings import WorkerSettings, default_name
 from mlx_tasks.fleet.worker import plain
 from mlx_tasks.workspace.paths import Places, workspace_path
 

@@ -23,9 +23,10 @@ def add_commands(commands: Any) -> None:
 def _worker(arguments: argparse.Namespace) -> int:
     import os
 
+    from mlx_tasks.environment_file import take_env_file
     from mlx_tasks.errors import ExitCode
     from mlx_tasks.fleet.doctor import examine, tell
-    from mlx_tasks.fleet.settings import NAME_VARIABLE, WorkerSettings, take_env_file
+    from mlx_tasks.fleet.settings import NAME_VARIABLE, WorkerSettings
     from mlx_tasks.fleet.worker import work
 
     if arguments.env:
@@ -42,10 +43,11 @@ def _worker(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     import os
 
+    from mlx_tasks.environment_file import take_env_file
     from mlx_tasks.errors import DataError
     from mlx_tasks.fleet.checks import fleet
     from mlx_tasks.fleet.doctor import examine, tell
-    from mlx_tasks.fleet.settings import SERVER_VARIABLE, WorkerSettings, take_env_file
+    from mlx_tasks.fleet.settings import SERVER_VARIABLE, WorkerSettings
 
     if arguments.env:
         take_env_file(arguments.env)

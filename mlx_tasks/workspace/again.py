@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
 from mlx_tasks.params import load_config
 from mlx_tasks.workspace import git
 from mlx_tasks.workspace.paths import Places
+
+if TYPE_CHECKING:
+    from mlx_tasks.registry.mlflow_registry import Version
 
 STAGES = ("tune", "distill", "train")
 """Where a run may begin again; before `train` there is only the data, and new data is a run of its own."""
@@ -46,6 +49,16 @@ def lineage(places: Places, model: str, stage: str) -> Lineage:
     if uri is None:
         raise DataError(f"start_from: {stage} begins from {model}, for which {URI_VARIABLE} must name the registry")
     version = Registry(uri).resolve(model)
+    commit = fetch_commit(places, version)
+    config = _params(places.repository, commit)
+    return Lineage(version.uri, commit, config.model_copy(update={"redo": config.redo.again_from(stage)}))
+
+
+def fetch_commit(places: Places, version: Version) -> str:
+    """The commit that a registered version names, brought here with its run's branch if it is elsewhere.
+
+    Raises: DataError where it is nowhere.
+    """
     commit, branch = version.tags.get("mlx_tasks.commit", ""), f"runs/{version.tags.get('mlx_tasks.run', '')}"
     repository = places.repository
     if not git.has_commit(repository, commit or "none") and places.git_remote:
@@ -55,8 +68,7 @@ def lineage(places: Places, model: str, stage: str) -> Lineage:
             f"{version.uri} names the commit {commit[:12] or 'none'}, which is not in {repository}: start the whole "
             "chain, or set ADO_GIT_REMOTE to where the run's branch is"
         )
-    config = _params(repository, commit)
-    return Lineage(version.uri, commit, config.model_copy(update={"redo": config.redo.again_from(stage)}))
+    return commit
 
 
 def with_alerts(form: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,13 @@ def add_commands(commands: Any) -> None:
     workspaces.add_argument("--prune", type=int, metavar="KEEP", help="remove all but the newest KEEP")
     workspaces.set_defaults(command=_workspaces)
 
+    again = commands.add_parser("reproduce", help="bring a registered version's run back here, and compare")
+    again.add_argument("version", metavar="NAME/VERSION", help="or NAME@ALIAS")
+    again.add_argument("--recompute", action="store_true", help="compute all of it again instead of fetching it")
+    again.add_argument("--out", type=Path, help="the workspace to make (default: .state/reproduced/NAME-VERSION)")
+    again.add_argument("--env", type=Path, help="a file of settings, such as worker.env")
+    again.set_defaults(command=_reproduce)
+
     for name, function, help_text in (
         ("open-run", _open_run, "make a run's workspace: {run_id, form}"),
         ("node", _node, "run one stage in a run's workspace: {run, stage, arguments, locks, commit}"),
@@ -34,6 +41,23 @@ def add_commands(commands: Any) -> None:
         command = commands.add_parser(name, help=help_text)
         command.add_argument("--spec", required=True, help="JSON, or - to read it from stdin")
         command.set_defaults(command=function)
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.environment_file import take_env_file
+    from mlx_tasks.workspace.paths import Places
+    from mlx_tasks.workspace.reproduce import reproduce
+
+    if arguments.env:
+        take_env_file(arguments.env)
+    done = reproduce(Places.from_environment(), arguments.version, arguments.recompute, arguments.out)
+    for name, same in done.outs.items():
+        print(f"{'same   ' if same else 'differs'}  {name}")
+    for name, (kept, now, inside) in done.scores.items():
+        print(f"{'within ' if inside else 'outside'}  {name}: {kept:.4g} then, {now:.4g} now")
+    print(f"bundle: {'the same bytes' if done.bundle else 'other bytes'} as {done.uri}")
+    print(f"{'reproduced' if done.same else 'NOT reproduced'}: {done.folder}")
+    return 0 if done.same else 1
 
 
 def _resolve(arguments: argparse.Namespace) -> int:

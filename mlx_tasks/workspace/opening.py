@@ -88,7 +88,7 @@ def ensure_workspace(places: Places, run: Run) -> Path:
         if not git.has_commit(places.repository, run["commit"]):
             _fetch(places, run)
         git.add_worktree(places.repository, path, run["commit"])
-        _configure_dvc(places, path)
+        configure_dvc(places, path)
         write_json(marker, dict(run))
     return path
 
@@ -117,7 +117,7 @@ def _make(
         commit = git.commit_files(path, branch, message, ("params.yaml",))
         if places.git_remote:
             git.git(places.repository, "push", "--quiet", "--force", places.git_remote, f"refs/heads/{branch}")
-        _configure_dvc(places, path)
+        configure_dvc(places, path)
     return Run(
         kind="run",
         run_id=run_id,
@@ -168,7 +168,7 @@ def _fetch(places: Places, run: Run) -> None:
     git.git(places.repository, "fetch", "--quiet", places.git_remote, refspec)
 
 
-def _configure_dvc(places: Places, path: Path) -> None:
+def configure_dvc(places: Places, path: Path) -> None:
     """Point a workspace's DVC at this machine's shared cache and at the remote."""
     places.dvc_cache.mkdir(parents=True, exist_ok=True)
     if "://" not in places.dvc_remote:

@@ -38,6 +38,17 @@ def lock_entry(workspace: Path, target: str) -> LockEntry | None:
     return _read_lock(workspace).get(target)
 
 
+def locked_targets(workspace: Path) -> list[str]:
+    """The stages that dvc.lock has an entry of."""
+    return list(_read_lock(workspace))
+
+
+def locked_outs(workspace: Path) -> dict[str, str]:
+    """{out: hash} of every out in dvc.lock."""
+    stages = _read_lock(workspace).values()
+    return {out["path"]: out.get("md5", "") for stage in stages for out in stage.get("outs", [])}
+
+
 def entry_digest(entry: LockEntry) -> str:
     """SHA-256 of a lock entry, hex."""
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
