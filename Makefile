@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loop up follow down secrets worker test check bench lock clean
+.PHONY: help setup demo loop up follow down secrets worker test check bench chaos lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ BENCHMARKS := solver_order cpu_kernels steps_per_second metric_sanity feature_sp
 
 bench: setup ## the benchmarks that need no run; results go to benchmarks/results/
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+chaos: setup ## kill every part of a fleet while it trains, and tell what was lost (half an hour)
+	@$(BIN)/python benchmarks/chaos.py
 
 lock: setup ## resolve pyproject.toml again into requirements.lock (macOS arm64 and Linux in one)
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras \

@@ -23,7 +23,7 @@ from mlx_tasks.stack.api import AirflowApi
 from mlx_tasks.stack.layout import Layout
 from mlx_tasks.stack.services import environment as stack_environment
 
-BUCKET = "artifacts"
+BUCKET, DAG = "artifacts", "fleet_chain"
 START_S = 120
 
 
@@ -134,9 +134,10 @@ class Postgres:
 class Fleet:
     """The control plane, and workers that are added."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, real: tuple[str, ...] = ()) -> None:
+        """real: stages that compute; the others are `orchestration`'s."""
         self.folder, self.processes = folder, Processes(folder / "logs")
-        self.origin = self._origin()
+        self.origin = self._origin(real)
         self.secret, self.access = secrets.token_hex(64), "fleet-key"
         self.store, self.mlflow = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         self.layout = Layout(folder / "server", folder / "server-state", free_port(), 0, 0)
@@ -152,14 +153,9 @@ class Fleet:
         self.environment = stack_environment(self.layout) | self._server_settings()
         moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", self.store.rpartition(":")[2]]
         self.processes.start("store", moto, dict(os.environ))
-        mlflow = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.mlflow.rpartition(":")[2],
-            "--workers", "1", "--backend-store-uri", self.postgres.url("mlflow"),
-            "--artifacts-destination", f"s3://{BUCKET}/mlflow",
-        ]  # fmt: skip
         wait_for("the store", answers(self.store))
         self._make_bucket()
-        self.processes.start("mlflow", mlflow, self.environment | self.credentials())
+        self.start_mlflow()
         self.airflow("db", "migrate")
         self.airflow("pools", "set", "mlx", "64", "a worker takes one task at a time")
         for component in ("api-server", "scheduler", "dag-processor"):
@@ -167,7 +163,15 @@ class Fleet:
         wait_for("the API server", answers(f"{self.layout.airflow_url}/api/v2/version"))
         wait_for("MLflow", answers(f"{self.mlflow}/health"))
         self.api = AirflowApi(self.layout)
-        self.api.wait_for_dag("optimize_diffusion")
+        self.api.wait_for_dag(DAG)
+
+    def start_mlflow(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.mlflow.rpartition(":")[2],
+            "--workers", "1", "--backend-store-uri", self.postgres.url("mlflow"),
+            "--artifacts-destination", f"s3://{BUCKET}/mlflow",
+        ]  # fmt: skip
+        self.processes.start("mlflow", command, self.environment | self.credentials())
 
     def start_airflow(self, component: str) -> None:
         self.processes.start(component, [sys.executable, "-m", "airflow", component], self.environment)
@@ -221,12 +225,12 @@ class Fleet:
         ended = ("success", "failed")
         return wait_for(
             f"the end of {run_id}",
-            lambda: (found := self.api.run("optimize_diffusion", run_id)["state"]) in ended and found,
+            lambda: (found := self.api.run(DAG, run_id)["state"]) in ended and found,
             seconds,
         )
 
     def tasks(self, run_id: str) -> list[dict]:
-        return self.api.tasks("optimize_diffusion", run_id)
+        return self.api.tasks(DAG, run_id)
 
     def stop(self) -> None:
         self.processes.stop_all()
@@ -247,8 +251,11 @@ class Fleet:
         named = {f"AIRFLOW__{key}": value for key, value in settings.items()}
         return {**named, "ADO_QUEUE": "mlx", "ADO_RETRY_DELAY_S": "1", "MLFLOW_TRACKING_URI": self.mlflow}
 
-    def _origin(self) -> Path:
-        made = o.make_repository(self.folder / "made")
+    def _origin(self, real: tuple[str, ...]) -> Path:
+        made = o.make_repository(self.folder / "made", real)
+        shutil.copy2(Path(__file__).with_name("fleet_chain.py"), made / "dags")
+        o.run_git(made, "add", "dags")
+        o.run_git(made, "commit", "-qm", "a short chain")
         bare = self.folder / "origin.git"
         o.run_git(self.folder, "clone", "-q", "--bare", str(made), str(bare))
         return bare
@@ -257,6 +264,10 @@ class Fleet:
         """Keys of the store."""
         pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def content(self, key: str) -> bytes:
+        """What the store holds under a key."""
+        return self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
     def _make_bucket(self) -> None:
         self._client().create_bucket(Bucket=BUCKET)

@@ -65,8 +65,8 @@ def run(context, **arguments):
 '''
 
 
-def make_repository(folder: Path) -> Path:
-    """A fresh git checkout of this project's files as they stand, with tiny stages, all committed."""
+def make_repository(folder: Path, real: tuple[str, ...] = ()) -> Path:
+    """A fresh git checkout of this project's files as they stand, all committed; stages are tiny but for `real` ones."""
     repository = folder / "checkout"
     names = ("dags", "plugins", "include", "mlx_tasks", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
     for name in (*names, "dvc.yaml", "params.yaml"):
@@ -78,7 +78,7 @@ def make_repository(folder: Path) -> Path:
             shutil.copy2(source, target)
     from mlx_tasks.catalog import STAGES
 
-    for stage in STAGES.values():
+    for stage in (stage for stage in STAGES.values() if stage.name not in real):
         (repository / (stage.module.replace(".", "/") + ".py")).write_text(STAGE, encoding="utf-8")
     (repository / "include" / "expectations").mkdir(exist_ok=True)
     (repository / "include" / "expectations" / "kept.json").write_text("{}")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import plistlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import httpx
 import orchestration as o
 import psutil
 import pytest
-from fleet_world import BUCKET, Fleet, wait_for
+from fleet_world import BUCKET, DAG, Fleet, wait_for
 
 from mlx_tasks.environment_file import read_env_file
 from mlx_tasks.errors import DataError, ExitCode
@@ -26,7 +28,6 @@ from mlx_tasks.workspace.paths import Places, workspace_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-DAG = "optimize_diffusion"
 RETRY_S = 60
 
 
@@ -96,7 +97,7 @@ def test_what_a_stage_needs_comes_by_hash_from_the_store(world, disturbed):
     branch = o.run_git(world.origin, "for-each-ref", "--format=%(refname)", "refs/heads/runs").split()
     assert len(branch) == 1
     final = o.run_git(world.origin, "show", f"{branch[0]}:dvc.lock")
-    assert "report" in final and final in locks  # what close_run committed is what its worker had
+    assert "search_trial" in final and final in locks  # what close_run committed is what its worker had
 
 
 def test_a_worker_that_comes_back_waits_until_its_name_is_free(world, disturbed):
@@ -258,6 +259,22 @@ def test_a_terminal_sees_a_tasks_words_alone():
     assert plain(line) == "03:04:05 train: [train] 2/2 steps"
     assert plain(json.dumps(record | {"logger": "task", "event": "Pushing xcom"})) == ""
     assert plain("worker alpha\n") == "worker alpha" and plain("{broken") == "{broken"
+
+
+def test_the_launchd_job_and_the_systemd_unit_start_the_worker(tmp_path):
+    folder = o.ROOT / "include" / "worker"
+    job = plistlib.loads((folder / "org.adaptive-diffusion-optimizer.worker.plist").read_bytes())
+    assert job["ProgramArguments"] == ["CHECKOUT/.venv/bin/mlx-tasks", "worker", "--env", "worker.env"]
+    assert job["KeepAlive"] == {"SuccessfulExit": False} and job["WorkingDirectory"] == "CHECKOUT"
+    text = (folder / "adaptive-diffusion-worker.service").read_text()
+    assert "KillSignal=SIGINT" in text and "mlx-tasks worker --env worker.env" in text
+    if analyze := shutil.which("systemd-analyze"):
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "mlx-tasks").symlink_to(sys.executable)
+        unit = tmp_path / "adaptive-diffusion-worker.service"
+        unit.write_text(text.replace("%h/adaptive-diffusion-optimizer", str(tmp_path)))
+        done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True)
+        assert "adaptive-diffusion-worker" not in done.stderr, done.stderr
 
 
 def password(world: fleet_world.Fleet) -> str:
