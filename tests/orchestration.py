@@ -66,7 +66,7 @@ def run(context, **arguments):
 
 
 def make_repository(folder: Path, real: tuple[str, ...] = ()) -> Path:
-    """A fresh git checkout of this project's files as they stand, committed; all stages but the `real` ones are tiny."""
+    """A fresh git checkout of this project's files as they stand, committed; stages but the `real` ones are tiny."""
     repository = folder / "checkout"
     names = ("dags", "plugins", "include", "mlx_tasks", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
     for name in (*names, "dvc.yaml", "params.yaml"):
