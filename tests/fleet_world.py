@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -85,23 +86,22 @@ class Processes:
 
 
 class Postgres:
-    """A server of PostgreSQL on loopback, in a folder of its own; under the user `postgres` where this one is root."""
+    """A server of PostgreSQL on loopback, under the user `postgres` where this one is root.
 
-    def __init__(self, folder: Path) -> None:
+    Its folder is beside pytest's, which no other user may enter.
+    """
+
+    def __init__(self) -> None:
         program("pg_ctlcluster", "postgresql")
         self.binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="postgres-")), free_port()
         self.user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        folder.mkdir(parents=True)
+        (password := self.folder / "password").write_text("fleet")
         if self.user:
-            shutil.chown(folder, "postgres")
-            for parent in folder.parents:
-                if parent.stat().st_mode & 0o001 == 0:
-                    parent.chmod(parent.stat().st_mode | 0o011)
-        (password := folder.parent / "password").write_text("fleet")
-        password.chmod(0o644)
+            for path in (self.folder, password):
+                shutil.chown(path, "postgres")
         self._run(
-            "initdb", "-D", str(folder / "data"), "-U", "airflow", "-A", "scram-sha-256", "--pwfile", str(password)
+            "initdb", "-D", str(self.folder / "data"), "-U", "airflow", "-A", "scram-sha-256", "--pwfile", str(password)
         )
 
     def url(self, database: str) -> str:
@@ -141,7 +141,7 @@ class Fleet:
         self.secret, self.access = secrets.token_hex(64), "fleet-key"
         self.store, self.mlflow = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         self.layout = Layout(folder / "server", folder / "server-state", free_port(), 0, 0)
-        self.postgres = Postgres(folder / "postgres")
+        self.postgres = Postgres()
         self.workers: dict[str, dict[str, str]] = {}
         (folder / "behaviour.json").write_text("{}")
 
@@ -234,6 +234,7 @@ class Fleet:
 
     def stop(self) -> None:
         self.processes.stop_all()
+        shutil.rmtree(self.postgres.folder, ignore_errors=True)
 
     def _server_settings(self) -> dict[str, str]:
         settings = {

@@ -296,6 +296,34 @@ def test_sample_grids_and_step_metrics_are_in_mlflow(chain):
     assert "image" in files or "sample" in files
 
 
+def test_a_version_comes_back_by_its_hashes_on_a_machine_that_has_nothing_of_it(chain, tmp_path):
+    """`mlx-tasks reproduce`: code and params from its commit, bytes from the store; a part that is gone is named."""
+    environment = chain.environment | {
+        "ADO_STATE": str(tmp_path / "state"),
+        "ADO_REPOSITORY": str(chain.root),
+        "ADO_DVC_REMOTE": str(chain.layout.state / "dvc-remote"),
+        "MLFLOW_TRACKING_URI": chain.layout.mlflow_url,
+    }
+
+    def reproduce(*options):
+        return subprocess.run(
+            [sys.executable, "-m", "mlx_tasks", "reproduce", "digits-sampler/1", *options],
+            cwd=chain.root, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    done = reproduce()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bundle: the same bytes as models:/digits-sampler/1" in done.stdout
+    folder = tmp_path / "state" / "reproduced" / "digits-sampler-1"
+    made = chain.workspace() / "work" / "registered" / "bundle" / UNET
+    assert sha256_file(folder / "work" / "registered" / "bundle" / UNET) == sha256_file(made)
+    assert reproduce().returncode == ExitCode.BAD_INPUT  # its folder is not empty
+    remote = tmp_path / "emptied"
+    environment["ADO_DVC_REMOTE"], environment["ADO_STATE"] = str(remote), str(tmp_path / "other")
+    lost = reproduce()
+    assert lost.returncode == ExitCode.UNAVAILABLE and "the store" in lost.stderr and "--recompute" in lost.stderr
+
+
 def test_a_champion_that_slips_is_noticed_and_mended_and_no_request_is_lost(chain):
     """`make loop`: a server under load, damaged; monitor, alert, chain, deployment and swap, all of them real."""
     chain.api.trigger(DAG_ID, "champion", {"preset": "toy", "overrides": {"gate.limits": []}})

@@ -149,7 +149,7 @@ def test_a_worker_does_not_start_where_the_doctor_finds_something(world, disturb
 def test_two_workers_of_one_folder_or_one_name_do_not_meet(world, disturbed):
     second = subprocess.run(
         [sys.executable, "-m", "mlx_tasks", "worker", "--no-checks"], capture_output=True, text=True, timeout=60,
-        env=world.workers["alpha"] | {"MLX_TASKS_LOCK_WAIT": "0"}, cwd=world.folder / "alpha" / "checkout",
+        env=world.workers["alpha"], cwd=world.folder / "alpha" / "checkout",
     )  # fmt: skip
     assert second.returncode == ExitCode.BUSY and "worker alpha" in second.stderr
     world.add_worker("impostor", "--no-checks", "--name", "alpha")

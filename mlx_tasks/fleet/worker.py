@@ -34,7 +34,8 @@ def work(settings: WorkerSettings) -> int:
         refusing it.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
-    with held(settings.home / "lock", f"worker {settings.name}", what=f"the worker in {settings.places.state}"):
+    lock, what = settings.home / "lock", f"the worker in {settings.places.state}"
+    with held(lock, f"worker {settings.name}", what=what, wait_s=0):
         deadline = time.monotonic() + PATIENCE_S
         while True:
             code, said = _once(settings)

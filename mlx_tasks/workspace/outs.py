@@ -38,11 +38,6 @@ def lock_entry(workspace: Path, target: str) -> LockEntry | None:
     return _read_lock(workspace).get(target)
 
 
-def locked_targets(workspace: Path) -> list[str]:
-    """The stages that dvc.lock has an entry of."""
-    return list(_read_lock(workspace))
-
-
 def locked_outs(workspace: Path) -> dict[str, str]:
     """{out: hash} of every out in dvc.lock."""
     stages = _read_lock(workspace).values()

@@ -23,6 +23,8 @@ from mlx_tasks.workspace.again import fetch_commit
 from mlx_tasks.workspace.opening import configure_dvc
 from mlx_tasks.workspace.paths import Places
 
+OF_THIS_MACHINE = ("latency_ms", "images_per_second")
+REPORT = "work/report"
 LAST = "register"
 """The stage whose bundle is the version."""
 
@@ -77,7 +79,7 @@ def reproduce(
         git.add_worktree(places.repository, target, commit)
     configure_dvc(places, target)
     say(f"{version.uri}: commit {commit[:12]} in {target}")
-    kept = outs.locked_outs(target)
+    kept = {name: digest for name, digest in outs.locked_outs(target).items() if name != REPORT}
     if recompute:
         _recompute(target)
     else:
@@ -106,12 +108,14 @@ def _fetch(workspace: Path, say: Callable[[str], None]) -> None:
     from dvc.repo import Repo
 
     with contextlib.closing(Repo(str(workspace))) as repo:
-        targets = sorted(outs.locked_targets(workspace))
-        say(f"fetching what {len(targets)} stages made, by hash")
+        kept = outs.locked_outs(workspace)
+        say(f"fetching {len(kept)} outs by hash")
         try:
-            repo.pull(targets=targets, force=True)
+            repo.pull(force=True)
         except DvcException as error:
             raise UnavailableError(f"the store lacks a part of it: {error}; try --recompute") from error
+        if missing := [name for name in kept if not (workspace / name).exists()]:
+            raise UnavailableError(f"the store gave nothing for {', '.join(missing)}; try --recompute")
 
 
 def _recompute(workspace: Path) -> None:
@@ -150,7 +154,7 @@ def _scores(kept: dict[str, Any], workspace: Path) -> dict[str, tuple[float, flo
     winner = next(row for row in told["rows"] if row["candidate"] == told["winner"]["candidate"])["metrics"]
     found = {}
     for name, then in kept.items():
-        if name in winner and {"low", "high"} <= set(then) and not name.startswith("latency"):
+        if name in winner and name not in OF_THIS_MACHINE and None not in (then.get("low"), then.get("high")):
             value = float(winner[name]["value"])
             found[name] = (float(then["value"]), value, then["low"] <= value <= then["high"])
     return found
