@@ -4,9 +4,9 @@
 
 A control plane and two workers that share no disk (PostgreSQL, Airflow with edge workers, MLflow, an S3 server; as in
 tests/fleet_world.py), and a chain whose validate and train stages are the real ones on digits. Each run trains the same
-teacher; at a random moment of its training one thing happens. The table tells how often training began, how many
-optimiser steps were done twice, how long nothing was trained, and whether the teacher's hash is that of the run which
-nothing happened to.
+teacher; at a random moment of its training one thing happens. The table tells how often the train task began, from
+which optimiser step it went on and how far it had told to be, how long the run took, and whether the weights' hash is
+that of the run which nothing happened to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ from fleet_world import DAG, Fleet, wait_for
 
 STEPS, EVERY = 300, 20
 CONF = {"preset": "toy", "overrides": {"train.steps": STEPS, "train.checkpoint_every": EVERY}}
-PROGRESS = re.compile(r"\[train\] (\d+)/\d+")
+RESUMED = re.compile(r"resumed=\S+ step=(\d+)")
+PROGRESS = re.compile(r"\[train[^\]]*\] (\d+)/\d+")
 
 
 class World:
@@ -219,7 +219,7 @@ def one_run(world: World, name: str, fault: Fault | None, moments: random.Random
     (world.fleet.folder / f"ran-{name}").touch()
     world.fleet.api.trigger(DAG, run_id, conf)
     logs = _Logs(world.fleet)
-    wait_for("training", lambda: logs.steps(run_id), 240)
+    wait_for("training", lambda: logs.events(), 240)
     moment = 0.0
     if fault is not None:
         moment = moments.uniform(0.5, 6.0)
@@ -228,15 +228,14 @@ def one_run(world: World, name: str, fault: Fault | None, moments: random.Random
     state = wait_for("the end", lambda: _ended(world, run_id), 900)
     if fault is not None and fault.after is not None:
         fault.after(world)
-    steps = logs.steps(run_id)
-    twice = sum(max(0, a - b) for a, b in pairwise(steps) if b < a)
-    train = _train(world, run_id)
+    train, (told, resumed) = _train(world, run_id), logs.resumed()
     return {
         "run": name,
         "state": state,
         "moment_s": moment,
         "tries": train["try_number"] if train else None,
-        "most_steps_twice": twice,
+        "told_step": told,
+        "resumed_step": resumed,
         "seconds": time.monotonic() - began,
         "teacher": teacher(world.fleet, run_id) if state == "success" else None,
     }
@@ -259,22 +258,32 @@ def _train(world: World, run_id: str) -> dict[str, Any] | None:
 
 
 class _Logs:
-    """The steps that the workers' logs tell of, from now on."""
+    """What the workers' logs tell of training, from now on."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._paths = [fleet.processes.logs / f"{name}.log" for name in fleet.workers]
         self._from = {path: path.stat().st_size for path in self._paths}
 
-    def steps(self, run_id: str) -> list[int]:
-        """In the order of their lines' times."""
+    def events(self) -> list[tuple[str, str, int]]:
+        """(time, "step" or "resumed", step), in order of time."""
         told = []
         for path in self._paths:
             with path.open(errors="replace") as file:
                 file.seek(self._from[path])
                 for text in file:
-                    if found := PROGRESS.search(text):
-                        told.append((text[:8], int(found[1])))
-        return [step for _, step in sorted(told, key=lambda one: one[0])]
+                    for kind, pattern in (("step", PROGRESS), ("resumed", RESUMED)):
+                        if found := pattern.search(text):
+                            told.append((text[:8], kind, int(found[1])))
+        return sorted(told, key=lambda one: one[0])
+
+    def resumed(self) -> tuple[int | None, int | None]:
+        """(the last step told before training went on from a checkpoint, that checkpoint's step), if it ever did."""
+        last = None
+        for _, kind, step in self.events():
+            if kind == "resumed":
+                return last, step
+            last = step
+        return None, None
 
 
 def teacher(fleet: Fleet, run_id: str) -> str:
@@ -290,10 +299,10 @@ def teacher(fleet: Fleet, run_id: str) -> str:
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
     same = "" if "equal" not in row else "  the same teacher" if row["equal"] else "  ANOTHER TEACHER"
-    return (
-        f"{row.get('fault', 'nothing happens'):<52} {row['state']:<8} {row['tries']} tries, at most "
-        f"{row['most_steps_twice']:>3} steps twice, {row['seconds']:>4.0f} s{same}"
+    went_on = (
+        f"at {row['told_step'] or 0:>3}, went on from {row['resumed_step']:>3}" if row["resumed_step"] else "went on"
     )
+    return f"{row.get('fault', 'nothing happens'):<52} {row['state']:<8} {row['tries']} tries  {went_on:<26} {row['seconds']:>4.0f} s{same}"
 
 
 if __name__ == "__main__":
