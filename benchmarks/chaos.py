@@ -299,10 +299,9 @@ def teacher(fleet: Fleet, run_id: str) -> str:
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
     same = "" if "equal" not in row else "  the same teacher" if row["equal"] else "  ANOTHER TEACHER"
-    went_on = (
-        f"at {row['told_step'] or 0:>3}, went on from {row['resumed_step']:>3}" if row["resumed_step"] else "went on"
-    )
-    return f"{row.get('fault', 'nothing happens'):<52} {row['state']:<8} {row['tries']} tries  {went_on:<26} {row['seconds']:>4.0f} s{same}"
+    went_on = f"at {row['told_step'] or 0}, went on from {row['resumed_step']}" if row["resumed_step"] else ""
+    told = f"{row.get('fault', 'nothing happens'):<52} {row['state']:<8} {row['tries']} tries  {went_on:<26}"
+    return f"{told} {row['seconds']:>4.0f} s{same}"
 
 
 if __name__ == "__main__":
