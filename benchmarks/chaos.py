@@ -5,8 +5,8 @@
 A control plane and two workers that share no disk (PostgreSQL, Airflow with edge workers, MLflow, an S3 server; as in
 tests/fleet_world.py), and a chain whose validate and train stages are the real ones on digits. Each run trains the same
 teacher; at a random moment of its training one thing happens. The table tells how often the train task began, from
-which optimiser step it went on and how far it had told to be, how long the run took, and whether the weights' hash is
-that of the run which nothing happened to.
+which optimiser step it went on and how far it had told to be, the longest time without a line of training (undisturbed
+about five seconds), how long the run took, and whether the weights' hash is that of the run which nothing happened to.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,8 @@ def one_run(world: World, name: str, fault: Fault | None, moments: random.Random
     if fault is not None and fault.after is not None:
         fault.after(world)
     train, (told, resumed) = _train(world, run_id), logs.resumed()
+    times = [_seconds(at) for at, _, _ in logs.events()]
+    silence = max((b - a for a, b in pairwise(times)), default=0)
     return {
         "run": name,
         "state": state,
@@ -236,6 +239,7 @@ def one_run(world: World, name: str, fault: Fault | None, moments: random.Random
         "tries": train["try_number"] if train else None,
         "told_step": told,
         "resumed_step": resumed,
+        "longest_silence_s": silence,
         "seconds": time.monotonic() - began,
         "teacher": teacher(world.fleet, run_id) if state == "success" else None,
     }
@@ -255,6 +259,11 @@ def _train(world: World, run_id: str) -> dict[str, Any] | None:
         return world.train(run_id)
     except Exception:
         return None
+
+
+def _seconds(clock: str) -> int:
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return 3600 * hours + 60 * minutes + seconds
 
 
 class _Logs:
@@ -301,7 +310,7 @@ def line(row: dict[str, Any]) -> str:
     same = "" if "equal" not in row else "  the same teacher" if row["equal"] else "  ANOTHER TEACHER"
     went_on = f"at {row['told_step'] or 0}, went on from {row['resumed_step']}" if row["resumed_step"] else ""
     told = f"{row.get('fault', 'nothing happens'):<52} {row['state']:<8} {row['tries']} tries  {went_on:<26}"
-    return f"{told} {row['seconds']:>4.0f} s{same}"
+    return f"{told} silent {row['longest_silence_s']:>3} s, {row['seconds']:>4.0f} s in all{same}"
 
 
 if __name__ == "__main__":
