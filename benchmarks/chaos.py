@@ -87,7 +87,7 @@ def kill_stage(world: World, run_id: str) -> None:
 
 
 def kill_task(world: World, run_id: str) -> None:
-    world.child(run_id, "execute_workload").kill()
+    world.child(run_id, "mlx_tasks node").parent().kill()
 
 
 def kill_worker(world: World, run_id: str) -> None:
@@ -188,6 +188,8 @@ def main() -> None:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     fleet, rows = Fleet(folder, real=("validate", "train")), []
+    config = {"steps": STEPS, "checkpoint_every": EVERY, "away_s": given.away, "seed": given.seed}
+    question = "What does a run lose when something dies under it?"
     moments = random.Random(given.seed)
     try:
         fleet.start()
@@ -202,11 +204,10 @@ def main() -> None:
             row |= {"fault": fault.told.format(away=given.away), "equal": row["teacher"] == undisturbed["teacher"]}
             rows.append(row)
             print(line(row), flush=True)
+            saved = save(given.name, question=question, config=config, rows=[undisturbed, *rows])
     finally:
         fleet.stop()
-    config = {"steps": STEPS, "checkpoint_every": EVERY, "away_s": given.away, "seed": given.seed}
-    rows = [undisturbed, *rows]
-    print(save(given.name, question="What does a run lose when something dies under it?", config=config, rows=rows))
+    print(saved)
     shutil.rmtree(folder, ignore_errors=True)
 
 
