@@ -22,11 +22,10 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
 
-from mlx_tasks.metrics.scalars import picture_numbers  # noqa: E402
 from mlx_tasks.models.bundle import Bundle, read_bundle  # noqa: E402
 from mlx_tasks.monitoring.monitor import Rules, Seen, compare  # noqa: E402
 from mlx_tasks.registry.draw import draw  # noqa: E402
-from mlx_tasks.registry.reference import Reference, read_reference, redraw  # noqa: E402
+from mlx_tasks.registry.reference import Reference, numbers_of, read_reference, redraw  # noqa: E402
 
 QUESTION = "How often does the monitor alert without drift, and how often with it?"
 RULES = Rules(level=0.01, permutations=999)
@@ -52,7 +51,7 @@ class Source:
     def seen(self, images: np.ndarray, asked: list[int]) -> Seen:
         """As the window keeps them."""
         classes = tuple(self._names[k] if k >= 0 else "" for k in asked)
-        return Seen(self._reference.features(images), classes, picture_numbers(images))
+        return Seen(self._reference.features(images), classes, self._numbers(images, asked))
 
     def reference(self) -> Reference:
         """Another reference of the same bundle, with images of its own."""
@@ -61,8 +60,11 @@ class Source:
             self._reference,
             generated=self._reference.features(images),
             labels=np.array(asked, np.int32),
-            scalars=picture_numbers(images),
+            scalars=self._numbers(images, asked),
         )
+
+    def _numbers(self, images: np.ndarray, asked: list[int]) -> dict[str, np.ndarray]:
+        return numbers_of(images, np.array(asked), self._reference.captions)
 
 
 def noisy(bundle: Bundle, share: float) -> Bundle:

@@ -90,7 +90,7 @@ def make_reference(
         space.seed,
         space.dimension,
         frechet_distance(generated[:equal], _spread(real, equal)),
-        _numbers(images, labels, captions),
+        numbers_of(images, labels, captions),
         captions,
     )
 
@@ -104,7 +104,7 @@ def redraw(reference: Reference, bundle: Bundle) -> Reference:
     generated = reference.features(images)
     equal = min(len(generated), len(reference.held_out))
     distance = frechet_distance(generated[:equal], _spread(reference.held_out, equal))
-    numbers = _numbers(images, reference.labels, reference.captions)
+    numbers = numbers_of(images, reference.labels, reference.captions)
     return replace(reference, generated=generated, frechet_distance=distance, scalars=numbers)
 
 
@@ -161,7 +161,8 @@ def read_reference(folder: Path) -> Reference:
         raise DataError(f"{folder} has no readable reference ({error}): use a bundle that `register` wrote") from None
 
 
-def _numbers(images: np.ndarray, labels: np.ndarray, captions: ClassCaptions | None) -> dict[str, np.ndarray]:
+def numbers_of(images: np.ndarray, labels: np.ndarray, captions: ClassCaptions | None) -> dict[str, np.ndarray]:
+    """{name: (N,)}: `metrics.scalars` of images (N, H, W, C) uint8, and the image-text score where there are captions."""
     agreement = {} if captions is None else {IMAGE_TEXT: captions.scores(images, labels.tolist())}
     return picture_numbers(images) | agreement
 
