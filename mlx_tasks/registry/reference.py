@@ -162,7 +162,7 @@ def read_reference(folder: Path) -> Reference:
 
 
 def numbers_of(images: np.ndarray, labels: np.ndarray, captions: ClassCaptions | None) -> dict[str, np.ndarray]:
-    """{name: (N,)}: `metrics.scalars` of images (N, H, W, C) uint8, and the image-text score where there are captions."""
+    """{name: (N,)} of uint8 images (N, H, W, C): `metrics.scalars`, and the image-text score where it can be."""
     agreement = {} if captions is None else {IMAGE_TEXT: captions.scores(images, labels.tolist())}
     return picture_numbers(images) | agreement
 
