@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,10 +44,19 @@ PROGRESS = re.compile(r"\[train[^\]]*\] (\d+)/\d+")
 
 
 class World:
-    """The fleet, and what the faults need of it."""
+    """The fleet, and what the faults need of it. A part of Airflow that ends is started again, as Compose does."""
 
     def __init__(self, fleet: Fleet, away_s: float) -> None:
         self.fleet, self.away_s = fleet, away_s
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def _keep(self) -> None:
+        while True:
+            time.sleep(3)
+            for name in ("scheduler", "dag-processor", "api-server"):
+                process = self.fleet.processes.running.get(name)
+                if process is not None and process.poll() is not None:
+                    self.fleet.start_airflow(name)
 
     def train(self, run_id: str) -> dict[str, Any]:
         """Airflow's word on the train task."""

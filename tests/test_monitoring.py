@@ -209,10 +209,15 @@ def serve(window, bundle, labels, at, first_seed=0, images=None, status=200, fol
     recorder.start()
     if status == 200:
         images = drawn(bundle, labels, first_seed) if images is None else images
-        told = {"digest": bundle.digest, "classes": tuple(CLASSES[k] for k in labels), "plan": "own", "bundle": folder}
-        recorder.add(
-            Made(200, images, "m", "1", **{**told, "seeds": tuple(range(len(labels))), "nfe": 2, "at": at, **more})
-        )
+        told = {
+            "model": "m",
+            "version": "1",
+            "digest": bundle.digest,
+            "classes": tuple(CLASSES[k] for k in labels),
+            "plan": "own",
+            "bundle": folder,
+        }
+        recorder.add(Made(200, images, **{**told, "seeds": tuple(range(len(labels))), "nfe": 2, "at": at, **more}))
     else:
         for _ in range(len(labels)):
             recorder.add(Made(status, at=at))
@@ -256,6 +261,17 @@ def test_an_alert_is_news_once_until_it_cooled_down_or_was_resolved(registered, 
     assert fine == {} and len(report["resolved"]) >= 2 and report["suggestion"] == ""
     back, _ = look(5.0, 5200.0, True)
     assert back["quality"] == "new"
+
+
+def test_images_of_an_earlier_version_with_the_same_bytes_are_not_the_new_ones(registered, tmp_path):
+    folder, bundle = registered
+    labels = [i % 3 for i in range(60)]
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    serve(tmp_path, bundle, labels, at=1.0, images=noise, version="1")
+    serve(tmp_path, bundle, labels, at=2.0, version="2")
+    assert monitor(tmp_path, folder, Rules(), now=3.0, version="2")["alerts"] == []
+    serve(tmp_path, bundle, labels, at=4.0, images=noise, version="2")
+    assert monitor(tmp_path, folder, Rules(), now=5.0, version="2")["suggestion"] == "train"
 
 
 def test_what_was_tried_in_vain_is_not_suggested_again(tmp_path):

@@ -47,6 +47,6 @@ def _monitor(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise DataError(str(error)) from None
     with open_source(arguments) as (folder, name, version, _):
-        report = monitor(arguments.window, folder, rules, arguments.token)
+        report = monitor(arguments.window, folder, rules, arguments.token, version=version if arguments.model else "")
     print(json.dumps(report | {"name": name, "version": version}, allow_nan=False))
     return 0

@@ -80,11 +80,17 @@ class Seen:
 
 
 def monitor(
-    window_folder: Path, bundle_folder: Path, rules: Rules, token: str = "", now: float | None = None
+    window_folder: Path,
+    bundle_folder: Path,
+    rules: Rules,
+    token: str = "",
+    now: float | None = None,
+    version: str = "",
 ) -> dict[str, Any]:
     """Look at what a bundle's servers made since the last look.
 
-    token: names this look; the same again gets the same report. now: Unix time.
+    token: names this look; the same again gets the same report. now: Unix time. version: the bundle's in the registry;
+    where it is given, images of another version with the same bytes are left out.
     Returns: alerts (with status new or repeated), resolved (fingerprints), suggestion (where the chain should begin
         again, of the new alerts), measured, and the window: from, to, images, requests.
     Raises: DataError where the window or the reference cannot be read.
@@ -97,6 +103,8 @@ def monitor(
     reference, names = read_reference(bundle_folder), read_json(bundle_folder / "sampler.json")["class_names"]
     rows: Any = read_window(window_folder, since=ledger.looked_until(digest))
     mine = rows[rows["digest"] == digest]
+    if version:
+        mine = mine[mine["version"] == version]
     images = mine[(mine["plan"] == "own") & mine["features"].notna()].tail(rules.max_images)
     enough = len(images) >= rules.min_images
     requests: Any = read_window(window_folder, since=ledger.looked_until(f"{digest} requests"))
