@@ -70,7 +70,13 @@ class Courier:
 
     def _copy_once(self) -> None:
         with self._tolerant("copy"):
-            self._copy()
+            seen = dict(_files(self._folder))
+            try:
+                self._copy(seen)
+            except FileNotFoundError:
+                if dict(_files(self._folder)) == seen:
+                    raise
+                # A newer checkpoint took this one's place meanwhile: the next look copies that.
 
     def _bring(self) -> None:
         index = self._index()
@@ -88,8 +94,7 @@ class Courier:
         atomic_write_text(self._mark, index["id"])
         self._say(f"brought the checkpoints of {index['written']}: {len(index['files'])} files")
 
-    def _copy(self) -> None:
-        seen = dict(_files(self._folder))
+    def _copy(self, seen: dict[str, tuple[int, int]]) -> None:
         if seen == self._copied or not seen:
             return
         files = {name: [sha256_file(self._folder / name), size] for name, (size, _) in seen.items()}
