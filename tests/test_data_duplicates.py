@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from mlx_tasks.data.duplicates import duplicate_groups
-from mlx_tasks.data.measures import Look
+from mlx_tasks.data import duplicates
+from mlx_tasks.data.measures import Look, Looks
 
 SAME = np.eye(63)[0]
+
+
+def duplicate_groups(pixels: list[str], looks: list[Look | None], distance: int) -> np.ndarray:
+    """The groups of images of these pixels, by name, and looks."""
+    columns = Looks.empty(len(looks))
+    for row, look in enumerate(looks):
+        columns.put(row, look)
+    _, numbers = np.unique(np.array(pixels), return_inverse=True)
+    return duplicates.duplicate_groups(numbers, columns, distance)
 
 
 def planted(rng: np.random.Generator, count: int, flips: int) -> np.ndarray:

@@ -10,9 +10,10 @@ import yaml
 from sklearn.datasets import load_digits
 
 from mlx_tasks.data.imagefolder import read_folder
+from mlx_tasks.data.listing import Candidate
 from mlx_tasks.data.manifest import COLUMNS
 from mlx_tasks.data.reasons import REASONS, Refusal
-from mlx_tasks.data.sources import Candidate, read_card, read_source
+from mlx_tasks.data.sources import read_card, read_source
 from mlx_tasks.data.text import clean_caption, clean_label
 from mlx_tasks.errors import DataError
 

@@ -15,7 +15,7 @@ from PIL import Image
 from mlx_tasks.data import inspection
 from mlx_tasks.data.decode import Rules
 from mlx_tasks.data.inspection import inspect_all
-from mlx_tasks.data.sources import Candidate
+from mlx_tasks.data.listing import Candidate
 
 RULES = Rules(8, 1_000_000, 3.0)
 
@@ -65,7 +65,7 @@ import time
 import numpy as np
 from mlx_tasks.data import inspection
 from mlx_tasks.data.decode import Rules
-from mlx_tasks.data.sources import Candidate
+from mlx_tasks.data.listing import Candidate
 
 if __name__ == "__main__":
     inspection.FEWEST_FOR_PROCESSES = 0

@@ -4,11 +4,16 @@ import random
 from collections import Counter
 
 import pytest
+from plain_splits import Member, columns, plain_splits
 
-from mlx_tasks.data.splits import Member, assign_splits
+from mlx_tasks.data import splits as columnar
 from mlx_tasks.errors import DataError
 
 FRACTIONS = {"test": 0.25, "validation": 0.1}
+
+
+def assign_splits(images: list[Member], fractions: dict[str, float], seed: int) -> columnar.Assignment:
+    return columnar.assign_splits(columns(images, seed), fractions, seed)
 
 
 def members(counts: dict[str, int]) -> list[Member]:
@@ -132,3 +137,21 @@ def test_a_class_that_is_only_in_a_given_test_folder_is_an_error():
 def test_an_empty_held_out_split_is_an_error():
     with pytest.raises(DataError, match="the validation split is empty with 3 images"):
         assign_splits(members({"a": 3}), {"test": 0.4, "validation": 0.1}, 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_columns_give_what_dicts_and_lists_give(seed):
+    """Groups of all sizes that mix classes and given splits, equal keys, classes of one image."""
+    rng = random.Random(seed)
+    count, given = (
+        rng.choice([5, 40, 400]),
+        rng.choice([[None], [None, "train"], [None, "test", "train"], ["train", "validation", "test"]]),
+    )
+    classes = rng.choice(["a", "ab", "abcdefgh", "z9é"])
+    images = [
+        Member(str(rng.randrange(2 * count)), rng.choice(classes), rng.randrange(count), rng.choice(given))
+        for _ in range(count)
+    ]
+    fractions = {"test": rng.choice([0.1, 0.25, 0.45]), "validation": rng.choice([0.1, 0.45])}
+    found = columnar._assign(columns(images, seed), fractions, seed)
+    assert [columnar.SPLITS[code] for code in found] == plain_splits(images, fractions, seed)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from multiprocessing import get_context
 import numpy as np
 
 from mlx_tasks.data.decode import Decoded, Rules, decode_array, decode_file
+from mlx_tasks.data.listing import Candidate
 from mlx_tasks.data.measures import Look, brightness, look, sharpness, square
 from mlx_tasks.data.reasons import Refusal
-from mlx_tasks.data.sources import Candidate
 from mlx_tasks.errors import OutOfMemoryError
 
 FEWEST_FOR_PROCESSES = 4000
@@ -61,7 +61,7 @@ class Inspected:
 
 
 def inspect_all(
-    candidates: list[Candidate], rules: Rules, resolutions: tuple[int, ...], channels: str, workers: int
+    candidates: Sequence[Candidate], rules: Rules, resolutions: tuple[int, ...], channels: str, workers: int
 ) -> Iterator[Inspected]:
     """What each candidate gave, in their order, holding about a hundred at most.
 
@@ -93,7 +93,7 @@ def inspect_all(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _inspect_chunk(look: Callable[[Candidate], Inspected], chunk: list[Candidate]) -> list[Inspected]:
+def _inspect_chunk(look: Callable[[Candidate], Inspected], chunk: Sequence[Candidate]) -> list[Inspected]:
     return [look(candidate) for candidate in chunk]
 
 

@@ -53,6 +53,31 @@ class Look(NamedTuple):
     shape: np.ndarray
 
 
+class Looks(NamedTuple):
+    """The looks of N images, by columns.
+
+    Attributes:
+        bits: (N, 32) uint8; shapes: (N, 63) float16; as a Look's.
+        known: (N,) bool: the others are flat, or were refused.
+    """
+
+    bits: np.ndarray
+    shapes: np.ndarray
+    known: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int) -> Looks:
+        """None known."""
+        return cls(np.zeros((count, 32), np.uint8), np.zeros((count, 63), np.float16), np.zeros(count, bool))
+
+    def put(self, row: int, look: Look | None) -> None:
+        """Keep one image's look."""
+        if look is not None:
+            self.bits[row] = np.frombuffer(look.bits, np.uint8)
+            self.shapes[row] = look.shape
+            self.known[row] = True
+
+
 def look(image: Image.Image) -> Look | None:
     """The image's bits and shape, which survive compression, rescaling, light blur; None for a flat image.
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlx_tasks.data.arrays import ArrayRows
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -14,7 +16,7 @@ MAX_COLUMNS = 10
 _MIN_SIDE = 32
 
 
-def sample_grid(images: np.ndarray, frame: pd.DataFrame, names: list[str]) -> np.ndarray:
+def sample_grid(images: ArrayRows, frame: pd.DataFrame, names: list[str]) -> np.ndarray:
     """The first training images of each class (of all, without classes), a class a row.
 
     images: (N, R, R, C) uint8; frame: the manifest.  Small images are repeated pixel by pixel to at least 32 a side.
@@ -32,6 +34,6 @@ def sample_grid(images: np.ndarray, frame: pd.DataFrame, names: list[str]) -> np
     grid = np.full((len(rows) * side, columns * side, channels), 255, np.uint8)
     for y, row in enumerate(rows):
         for x, index in enumerate(row):
-            grid[y * side : (y + 1) * side, x * side : (x + 1) * side] = images[index]
+            grid[y * side : (y + 1) * side, x * side : (x + 1) * side] = images[[index]][0]
     factor = -(-_MIN_SIDE // side)
     return grid.repeat(factor, axis=0).repeat(factor, axis=1)

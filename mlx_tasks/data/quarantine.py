@@ -9,10 +9,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mlx_tasks.data.decode import Rules
-from mlx_tasks.data.inspection import Inspected, decode_candidate
+from mlx_tasks.data.inspection import decode_candidate
+from mlx_tasks.data.listing import Candidate, Listing
 from mlx_tasks.data.manifest import count_by
 from mlx_tasks.data.reasons import REASONS, Refusal
-from mlx_tasks.data.sources import Candidate
+from mlx_tasks.data.records import Records
 from mlx_tasks.files import write_json
 
 THUMBNAIL_SIDE = 96
@@ -25,7 +26,18 @@ class Refused:
     """One refused image: where it is, and why."""
 
     candidate: Candidate
-    inspected: Inspected
+    reason: str
+    detail: str
+    width: int
+    height: int
+
+
+def refused_of(listing: Listing, records: Records) -> list[Refused]:
+    """The refused, in the source's order."""
+    return [
+        Refused(listing[row], *records.refusals[row], int(records.width[row]), int(records.height[row]))
+        for row in sorted(records.refusals)
+    ]
 
 
 def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Rules) -> None:
@@ -43,15 +55,15 @@ def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Ru
         entries.append(
             {
                 "path": one.candidate.path,
-                "reason": one.inspected.reason,
-                "detail": one.inspected.detail,
-                "width": one.inspected.width,
-                "height": one.inspected.height,
+                "reason": one.reason,
+                "detail": one.detail,
+                "width": one.width,
+                "height": one.height,
                 "label": one.candidate.label,
                 "thumbnail": thumbnail,
             }
         )
-    counts = count_by(one.inspected.reason for one in refused)
+    counts = count_by(one.reason for one in refused)
     write_json(
         folder / "quarantine.json", {"images": total, "refused": len(refused), "reasons": counts, "rows": entries}
     )
@@ -61,8 +73,8 @@ def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Ru
 def summarise(refused: list[Refused], total: int, shown: int = 3) -> str:
     """Lines of text: how many were refused for each reason, with a few of their paths."""
     lines = [f"{len(refused)} of {total} images were refused:"]
-    for reason, count in count_by(one.inspected.reason for one in refused).items():
-        paths = [one.candidate.path for one in refused if one.inspected.reason == reason]
+    for reason, count in count_by(one.reason for one in refused).items():
+        paths = [one.candidate.path for one in refused if one.reason == reason]
         more = ", ..." if count > shown else ""
         lines.append(f"  {count} {reason} ({REASONS[reason]}): {', '.join(paths[:shown])}{more}")
     return "\n".join(lines)
@@ -74,11 +86,11 @@ def _thumbnail(one: Refused, rules: Rules) -> Image.Image:
     lenient = replace(rules, min_side=1, max_aspect_ratio=float(rules.max_pixels))
     try:
         if one.candidate.file is None and one.candidate.pixels is None:
-            raise Refusal(one.inspected.reason, one.inspected.detail)
+            raise Refusal(one.reason, one.detail)
         image = decode_candidate(one.candidate, lenient).image
     except Refusal:
         field = Image.new("L", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), 224)
-        ImageDraw.Draw(field).multiline_text((6, 6), one.inspected.reason.replace("_", "\n"), fill=64)
+        ImageDraw.Draw(field).multiline_text((6, 6), one.reason.replace("_", "\n"), fill=64)
         return field
     scale = THUMBNAIL_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

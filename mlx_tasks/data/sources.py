@@ -1,4 +1,4 @@
-"""Where images come from: a built-in set named by a card, or a folder; either way a list of candidates."""
+"""Where images come from: a built-in set named by a card, or a folder; either way a listing of candidates."""
 
 from __future__ import annotations
 
@@ -10,31 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mlx_tasks.data.listing import Listing
 from mlx_tasks.data.text import clean_caption, clean_label, seeded_choice
 from mlx_tasks.errors import DataError
-
-
-@dataclass(slots=True)
-class Candidate:
-    """One image that the source offers, before it is looked at.
-
-    Attributes:
-        path: its name in the manifest: relative to the dataset's folder, `/` between, NFC.
-        file: where it lies, or None where `pixels` holds it.
-        pixels: (H, W) or (H, W, 3) uint8, for sets that are no files.
-        label: NFC text, or None.
-        caption: NFC text, or None.
-        given_split: train, validation or test where the source's folders say so.
-        problem: (reason, detail) where the source itself already says that it cannot be used.
-    """
-
-    path: str
-    file: Path | None = None
-    pixels: np.ndarray | None = None
-    label: str | None = None
-    caption: str | None = None
-    given_split: str | None = None
-    problem: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +27,7 @@ class Source:
     """
 
     name: str
-    candidates: list[Candidate]
+    candidates: Listing
     class_order: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -91,12 +69,12 @@ def read_card(path: Path, seed: int) -> Source:
             f"{card['loader']} gives {images.shape[:3]} of {labels.max() + 1}"
         )
     width = len(str(len(images) - 1))
-    candidates = []
-    for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+    candidates = Listing(images=images)
+    for i, label in enumerate(labels):
         name = f"{card['name']}/{i:0{width}}"
         template = card["captions"][seeded_choice(seed, name) % len(card["captions"])]
         caption = clean_caption(template.format(label=names[label]))
-        candidates.append(Candidate(path=name, pixels=pixels, label=names[label], caption=caption))
+        candidates.append(name, label=names[label], caption=caption)
     facts = {key: card[key] for key in ("title", "source", "licence") if key in card}
     return Source(str(card["name"]), candidates, names, facts)
 

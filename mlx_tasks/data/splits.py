@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+
+from mlx_tasks.data.columns import by_first_appearance
+from mlx_tasks.data.loader import SPLITS
 from mlx_tasks.data.text import seeded_choice
 from mlx_tasks.errors import DataError
 
 HELD_OUT = ("test", "validation")
 """Filled in this order; what is left is train."""
 
+_TRAIN = SPLITS.index("train")
 
-@dataclass(frozen=True)
-class Member:
-    """What the split of one image depends on.
+
+class Members(NamedTuple):
+    """What the splits of N images depend on.
 
     Attributes:
-        key: the image's own name in the draw, wherever it stands in the list (its pixels' hash).
-        stratum: its class, or "" without labels.
-        group: its near-duplicate group.
-        given: train, validation or test where the source says so, else None.
+        ranks: (N,) int64, the place of the image's key (its pixels' hash) among all; equal for equal keys.
+        draws: (N,) uint64, `seeded_choice` of the image's key: where it stands in the draw, wherever in the list.
+        strata: (N,) integers, places in `names`.
+        names: the classes, sorted; "" without labels.
+        groups: (N,) integers, the near-duplicate group.
+        given: (N,) int8, the place in SPLITS of the split that the source gives, else -1.
     """
 
-    key: str
-    stratum: str
-    group: int
-    given: str | None = None
+    ranks: np.ndarray
+    draws: np.ndarray
+    strata: np.ndarray
+    names: list[str]
+    groups: np.ndarray
+    given: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -35,15 +44,20 @@ class Assignment:
     """The split of each image.
 
     Attributes:
-        splits: N of train, validation, test.
+        codes: (N,) int8, places in SPLITS.
         moved: images that would stand in another split if they had no near duplicate.
     """
 
-    splits: list[str]
+    codes: np.ndarray
     moved: int
 
+    @property
+    def splits(self) -> list[str]:
+        """N of train, validation, test."""
+        return [SPLITS[code] for code in self.codes]
 
-def assign_splits(members: list[Member], fractions: dict[str, float], seed: int) -> Assignment:
+
+def assign_splits(members: Members, fractions: dict[str, float], seed: int) -> Assignment:
     """Splits of N images.
 
     A near-duplicate group is drawn as one. Inside a class, groups stand in the order of a hash of (seed, smallest key
@@ -56,73 +70,98 @@ def assign_splits(members: list[Member], fractions: dict[str, float], seed: int)
     fractions: {"test": f, "validation": f}.
     Raises: DataError where a class has no image in train, or a held-out split stays empty.
     """
-    splits = _assign(members, fractions, seed)
-    alone = _assign([replace(member, group=i) for i, member in enumerate(members)], fractions, seed)
-    sizes = Counter(member.group for member in members)
-    moved = sum(
-        sizes[member.group] > 1 and together != apart
-        for member, together, apart in zip(members, splits, alone, strict=True)
-    )
-    _check(members, splits)
-    return Assignment(splits, moved)
+    codes = _assign(members, fractions, seed)
+    alone = _assign(members._replace(groups=np.arange(len(members.groups))), fractions, seed)
+    _, group, sizes = np.unique(members.groups, return_inverse=True, return_counts=True)
+    moved = np.count_nonzero((sizes[group] > 1) & (codes != alone))
+    _check(members, codes)
+    return Assignment(codes, int(moved))
 
 
-def _assign(members: list[Member], fractions: dict[str, float], seed: int) -> list[str]:
-    groups: dict[int, list[Member]] = {}
-    for member in members:
-        groups.setdefault(member.group, []).append(member)
-    chosen = {group: _given_split(rows) for group, rows in groups.items()}
-    given = {member.given for member in members}
-    missing = {split: fractions[split] for split in HELD_OUT if split not in given}
-    open_groups = {group: rows for group, rows in groups.items() if {row.given for row in rows} <= {None, "train"}}
-    chosen |= _draw(open_groups, missing, len(members), seed)
-    return [chosen[member.group] for member in members]
+def _assign(members: Members, fractions: dict[str, float], seed: int) -> np.ndarray:
+    """(N,) int8, places in SPLITS."""
+    groups = by_first_appearance(members.groups)
+    members = members._replace(groups=groups)
+    nothing = len(SPLITS)
+    # SPLITS stands in the order in which a group that spans several takes them: train, validation, test.
+    chosen = np.full(groups.max() + 1, nothing, np.int8)
+    np.minimum.at(chosen, groups, np.where(members.given < 0, nothing, members.given).astype(np.int8))
+    chosen[chosen == nothing] = _TRAIN
+    held_out = np.zeros(len(chosen), bool)
+    held_out[groups[members.given > _TRAIN]] = True
+    missing = {split: fractions[split] for split in HELD_OUT if not (members.given == SPLITS.index(split)).any()}
+    drawn = _draw(members, ~held_out, missing, seed)
+    return np.where(drawn == _TRAIN, chosen, drawn)[groups]
 
 
-def _given_split(rows: list[Member]) -> str:
-    """The source's split of a group; train where it gives none."""
-    given = {row.given for row in rows} - {None}
-    return next((split for split in ("train", "validation", "test") if split in given), "train")
+def _draw(members: Members, is_open: np.ndarray, fractions: dict[str, float], seed: int) -> np.ndarray:
+    """The splits of open groups: (G,) int8, train where nothing was drawn.  is_open: (G,) bool."""
+    drawn = np.full(len(is_open), _TRAIN, np.int8)
+    if not is_open.any():
+        return drawn
+    sizes = np.bincount(members.groups, minlength=len(is_open))
+    strata = _strata_of_groups(members, len(is_open))
+    first = np.lexsort((members.ranks, members.groups))[np.cumsum(sizes) - sizes]
+    ranks, draws = members.ranks[first], members.draws[first]
+    open_groups = np.flatnonzero(is_open)
+    counts = np.bincount(strata[open_groups], sizes[open_groups], minlength=len(members.names)).astype(np.int64)
+    named = {members.names[stratum]: int(counts[stratum]) for stratum in np.flatnonzero(counts)}
+    total = len(members.groups)
+    quotas = {split: _quotas(named, round(fraction * total), seed) for split, fraction in fractions.items()}
+    order = np.lexsort((ranks[open_groups], draws[open_groups], by_first_appearance(strata[open_groups])))
+    ordered = open_groups[order]
+    borders = np.flatnonzero(np.diff(strata[ordered])) + 1
+    for sequence in np.split(ordered, borders):
+        name = members.names[strata[sequence[0]]]
+        room = {SPLITS.index(split): quota[name] for split, quota in quotas.items()}
+        drawn[sequence] = _fill(sizes[sequence], room)
+    return _with_every_class(members, is_open, drawn, ordered[np.argsort(ranks[ordered], kind="stable")])
 
 
-def _by_class(groups: dict[int, list[Member]]) -> dict[str, list[int]]:
-    """The groups of each class; a group of several classes counts for its commonest."""
-    classes: dict[str, list[int]] = {}
-    for group, rows in groups.items():
-        counts = Counter(row.stratum for row in rows)
-        classes.setdefault(min(counts, key=lambda name: (-counts[name], name)), []).append(group)
-    return classes
+def _strata_of_groups(members: Members, count: int) -> np.ndarray:
+    """The class of each group; one of several classes counts for its commonest, the first by name of equals.  (G,)."""
+    classes = len(members.names)
+    pairs, often = np.unique(members.groups * classes + members.strata, return_counts=True)
+    group, stratum = np.divmod(pairs, classes)
+    order = np.lexsort((stratum, -often, group))
+    found = np.zeros(count, np.int64)
+    found[group[order[::-1]]] = stratum[order[::-1]]  # of several, the last written is the first in order
+    return found
 
 
-def _draw(groups: dict[int, list[Member]], fractions: dict[str, float], total: int, seed: int) -> dict[int, str]:
-    """The held-out splits of open groups: {group: split}; a group left out stays in train."""
-    classes = _by_class(groups)
-    sizes = {group: len(rows) for group, rows in groups.items()}
-    keys = {group: min(row.key for row in rows) for group, rows in groups.items()}
-    counts = {name: sum(sizes[group] for group in members) for name, members in classes.items()}
-    quotas = {split: _quotas(counts, round(fraction * total), seed) for split, fraction in fractions.items()}
-    chosen: dict[int, str] = {}
-    for name, members in classes.items():
-        members = sorted(members, key=lambda group: (seeded_choice(seed, keys[group]), keys[group]))
-        room = {split: quota[name] for split, quota in quotas.items()}
-        for group in members:
-            split = next((split for split, left in room.items() if left >= sizes[group]), None)
-            if split is not None:
-                chosen[group] = split
-                room[split] -= sizes[group]
-        if all(group in chosen for group in members):
-            del chosen[members[-1]]
-    return _with_every_class(groups, chosen)
+def _fill(sizes: np.ndarray, room: dict[int, int]) -> np.ndarray:
+    """The splits of one class's groups in the order of the draw; one at least is train.  sizes: (K,) images."""
+    filled = np.full(len(sizes), _TRAIN, np.int8)
+    for position, size in enumerate(sizes.tolist()):
+        if not any(room.values()):
+            break
+        split = next((split for split, left in room.items() if left >= size), None)
+        if split is not None:
+            filled[position] = split
+            room[split] -= size
+    if (filled != _TRAIN).all():
+        filled[-1] = _TRAIN
+    return filled
 
 
-def _with_every_class(groups: dict[int, list[Member]], chosen: dict[int, str]) -> dict[int, str]:
-    """`chosen` less the groups that held the only images of a class (possible where groups mix classes)."""
-    learned = {row.stratum for group, rows in groups.items() if group not in chosen for row in rows}
-    for group in sorted(chosen, key=lambda group: min(row.key for row in groups[group])):
-        if not {row.stratum for row in groups[group]} <= learned:
-            learned |= {row.stratum for row in groups[group]}
-            del chosen[group]
-    return chosen
+def _with_every_class(members: Members, is_open: np.ndarray, drawn: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`drawn` less the groups that held the only images of a class (possible where groups mix classes).
+
+    order: the open groups, in which they are asked.
+    """
+    learned = np.zeros(len(members.names), bool)
+    learned[members.strata[(is_open & (drawn == _TRAIN))[members.groups]]] = True
+    lacking = np.flatnonzero(((drawn != _TRAIN)[members.groups]) & ~learned[members.strata])
+    if not len(lacking):
+        return drawn
+    asked = np.zeros(len(drawn), bool)
+    asked[members.groups[lacking]] = True
+    for group in order[asked[order]]:
+        strata = members.strata[members.groups == group]
+        if not learned[strata].all():
+            learned[strata] = True
+            drawn[group] = _TRAIN
+    return drawn
 
 
 def _quotas(counts: dict[str, int], target: int, seed: int) -> dict[str, int]:
@@ -137,17 +176,18 @@ def _quotas(counts: dict[str, int], target: int, seed: int) -> dict[str, int]:
     return quotas
 
 
-def _check(members: list[Member], splits: list[str]) -> None:
-    learned = {member.stratum for member, split in zip(members, splits, strict=True) if split == "train"}
-    absent = sorted({member.stratum for member in members} - learned)
+def _check(members: Members, codes: np.ndarray) -> None:
+    learned = set(np.unique(members.strata[codes == _TRAIN]).tolist())
+    present = set(np.unique(members.strata).tolist())
+    absent = sorted(members.names[stratum] for stratum in present - learned)
     if absent:
         raise DataError(
             f"every class must be in train; {len(absent)} are only in the source's held-out folders "
             f"({', '.join(map(repr, absent[:5]))}): move some of their images, or drop the split folders"
         )
     for split in HELD_OUT:
-        if split not in splits:
+        if not (codes == SPLITS.index(split)).any():
             raise DataError(
-                f"the {split} split is empty with {len(members)} images: add images, raise data.{split}_fraction, "
+                f"the {split} split is empty with {len(codes)} images: add images, raise data.{split}_fraction, "
                 "or remove near duplicates (data.duplicate_distance)"
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_tasks.config import Config
+from mlx_tasks.data.arrays import ArrayRows
 from mlx_tasks.data.expectations import Checked
 from mlx_tasks.data.loader import SPLITS
 from mlx_tasks.data.manifest import accepted_rows, count_by, fingerprint
@@ -24,12 +25,12 @@ def build_summary(
     config: Config,
     moved: int,
     checks: list[Checked],
-    images: np.ndarray,
+    images: ArrayRows,
 ) -> dict[str, Any]:
     """The summary.  frame: the manifest; moved: near duplicates that changed split; images: (N, R, R, C) uint8."""
     accepted = accepted_rows(frame)
     refused = frame.loc[frame["index"].to_numpy() < 0]
-    splits = np.array(accepted["split"].to_list())
+    splits = accepted["split"].to_numpy("S10")
     classes = accepted["class_index"].to_numpy()
     _, group_sizes = np.unique(accepted["duplicate_group"].to_numpy(), return_counts=True)
     shared = group_sizes[group_sizes > 1]
@@ -70,7 +71,7 @@ def build_summary(
 
 
 def _by_split(splits: np.ndarray) -> dict[str, int]:
-    return {split: int(np.count_nonzero(splits == split)) for split in SPLITS}
+    return {split: int(np.count_nonzero(splits == split.encode())) for split in SPLITS}
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -82,12 +83,12 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _domain(images: np.ndarray) -> dict[str, Any]:
-    """What kind of pictures these are (the detector looks at an even sample of them)."""
-    from mlx_tasks.domains.book import mean_statistics
+def _domain(images: ArrayRows) -> dict[str, Any]:
+    """What kind of pictures these are, by the even sample of them that the detector takes too."""
+    from mlx_tasks.domains.book import MAX_IMAGES, mean_statistics
     from mlx_tasks.domains.zero_shot import guess_domain
 
-    pixels = np.asarray(images)
+    pixels = images[np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int)]
     guess = guess_domain(pixels)
     statistics = [float(f"{value:.6g}") for value in mean_statistics(pixels)]
     return {"name": guess.name, "probability": float(guess.probability), "statistics": statistics}

@@ -6,19 +6,20 @@ import logging
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlx_tasks.data.arrays import SquareStore
+from mlx_tasks.data.arrays import ArrayRows, SquareStore
 from mlx_tasks.data.decode import Rules
 from mlx_tasks.data.expectations import Checked, check_manifest
-from mlx_tasks.data.inspection import Inspected, inspect_all
-from mlx_tasks.data.manifest import accepted_rows, build_manifest, class_names, contradicted
+from mlx_tasks.data.inspection import inspect_all
+from mlx_tasks.data.manifest import accepted_rows, build_manifest, class_names, present_labels, refuse_contradicted
 from mlx_tasks.data.preview import sample_grid
-from mlx_tasks.data.quarantine import Refused, summarise, write_quarantine
+from mlx_tasks.data.quarantine import Refused, refused_of, summarise, write_quarantine
+from mlx_tasks.data.records import Records
 from mlx_tasks.data.sources import Source, read_source
 from mlx_tasks.data.summary import build_summary
 from mlx_tasks.errors import DataError
@@ -36,10 +37,10 @@ _OUTS = ("dataset", "quarantine", "data_docs")
 
 @dataclass(frozen=True)
 class _Looked:
-    """What one pass over the source left: measurements without pixels, the rows' store, and who is refused."""
+    """What one pass over the source left: measurements without pixels, and who is refused."""
 
     source: Source
-    inspected: list[Inspected]
+    records: Records
     refused: list[Refused]
 
 
@@ -65,18 +66,18 @@ def run(context: StageContext) -> None:
             names = _accept(context, looked)
             fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
             frame, assignment, order = build_manifest(
-                source, looked.inspected, data.duplicate_distance, fractions, context.config.seed
+                source, looked.records, data.duplicate_distance, fractions, context.config.seed
             )
         except DataError as error:
             _show_refused(context, looked, rules, error)
             raise
         dataset, quarantine, docs = (stack.enter_context(atomic_folder(context.work / out)) for out in _OUTS)
-        channels = _channels(data.channels, frame, looked.inspected)
+        channels = _channels(data.channels, looked.records)
         store.write(dataset / "images", order, channels)
         frame.to_parquet(dataset / "manifest.parquet", index=False)
         write_json(dataset / "classes.json", names)
         checks = _check(context, frame, names, docs)
-        images = np.load(dataset / "images" / f"{resolutions[-1]}.npy", mmap_mode="r")
+        images = ArrayRows(dataset / "images" / f"{resolutions[-1]}.npy")
         summary = build_summary(source, frame, names, channels, context.config, assignment.moved, checks, images)
         write_json(dataset / "summary.json", summary)
         write_quarantine(quarantine, looked.refused, len(source.candidates), rules)
@@ -89,15 +90,14 @@ def run(context: StageContext) -> None:
 def _look(context: StageContext, source: Source, rules: Rules, store: SquareStore) -> _Looked:
     """Every candidate inspected once; its squares go to the store and only the measurements stay in memory."""
     total = len(source.candidates)
-    inspected = []
+    records = Records(total)
     channels, resolutions = context.config.data.channels, context.config.train.resolutions
     for row, seen in enumerate(inspect_all(source.candidates, rules, resolutions, channels, context.hardware.threads)):
         store.put(row, seen.squares)
-        inspected.append(replace(seen, squares={}))
+        records.append(seen)
         context.progress.update(row + 1, total, "images", phase="decode")
-    inspected = contradicted(source.candidates, inspected)
-    refused = [Refused(c, seen) for c, seen in zip(source.candidates, inspected, strict=True) if seen.reason]
-    return _Looked(source, inspected, refused)
+    refuse_contradicted(source.candidates, records)
+    return _Looked(source, records, refused_of(source.candidates, records))
 
 
 def _accept(context: StageContext, looked: _Looked) -> list[str]:
@@ -115,8 +115,7 @@ def _accept(context: StageContext, looked: _Looked) -> list[str]:
             f"the dataset has {accepted} usable image{'s' * (accepted != 1)} of {total}, fewer than data.min_images "
             f"{data.min_images}: add images, or lower it"
         )
-    pairs = zip(looked.source.candidates, looked.inspected, strict=True)
-    names = class_names(looked.source, [candidate.label for candidate, seen in pairs if not seen.reason])
+    names = class_names(looked.source, present_labels(looked.source.candidates, looked.records.accepted()))
     if len(names) == 1:
         raise DataError(
             f"all {accepted} images are of one class, {names[0]!r}: a class-conditional model needs two. Add a class, "
@@ -125,10 +124,10 @@ def _accept(context: StageContext, looked: _Looked) -> list[str]:
     return names
 
 
-def _channels(asked: str, frame: pd.DataFrame, inspected: list[Inspected]) -> int:
+def _channels(asked: str, records: Records) -> int:
     """1 or 3: as asked, or grey where every accepted image is."""
     if asked == "auto":
-        return 1 if all(seen.grey for seen in inspected if not seen.reason) else 3
+        return 1 if records.grey[records.accepted()].all() else 3
     return 1 if asked == "grey" else 3
 
 
