@@ -182,3 +182,20 @@ def test_places_come_from_the_environment(monkeypatch, tmp_path):
     assert here.dvc_remote == str(tmp_path / ".state" / "dvc-remote")
     monkeypatch.setenv("ADO_DVC_REMOTE", "s3://bucket/x")
     assert Places.from_environment().dvc_remote == "s3://bucket/x"
+
+
+def test_a_fresh_clone_finds_the_end_of_a_run_whose_branch_it_has_from_its_origin(checkout, tmp_path):
+    """A version names the commit before its own registration; the run's branch went on from there."""
+    from mlx_tasks.registry.mlflow_registry import Version
+    from mlx_tasks.workspace.reproduce import _end_of_run
+
+    o.run_git(checkout, "switch", "-qc", "runs/one")
+    o.run_git(checkout, "commit", "-q", "--allow-empty", "-m", "artifacts")
+    named = o.run_git(checkout, "rev-parse", "HEAD").strip()
+    o.run_git(checkout, "commit", "-q", "--allow-empty", "-m", "artifacts and report")
+    end = o.run_git(checkout, "rev-parse", "HEAD").strip()
+    o.run_git(checkout, "switch", "-q", "main")
+    o.run_git(tmp_path, "clone", "-q", str(checkout), "clone")
+    version = Version("model", "1", None, {"mlx_tasks.commit": named, "mlx_tasks.run": "one"})
+    for repository in (tmp_path / "clone", checkout):
+        assert _end_of_run(Places(repository, tmp_path / "state", "remote", "origin"), version) == end

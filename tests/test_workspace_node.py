@@ -8,93 +8,38 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import orchestration as o
 import psutil
 import pytest
 import yaml
+from node_world import behave, place_inputs, tries
+from orchestration import node, open_run, result_of, spec, workspace
 
-from mlx_tasks.errors import DataError, ExitCode, UnavailableError
-from mlx_tasks.events import parse_event
+from mlx_tasks.errors import ExitCode, UnavailableError
 from mlx_tasks.workspace import mlflow_parent, opening
 from mlx_tasks.workspace.closing import list_workspaces, prune_workspaces
 from mlx_tasks.workspace.paths import Places
 
-pytest_plugins = ["mlflow_server"]
+pytest_plugins = ["mlflow_server", "node_world"]
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    return o.make_repository(tmp_path_factory.mktemp("node"))
-
-
-@pytest.fixture
-def env(repository, tmp_path) -> dict[str, str]:
-    return o.environment(repository, tmp_path / "state", MLX_TASKS_EVENTS="1")
-
-
-def result_of(output: str) -> dict[str, Any]:
-    events = [event for line in output.splitlines() if (event := parse_event(line))]
-    assert events, output
-    return events[-1]
-
-
-def open_run(env: dict[str, str], run_id: str = "manual__2026-01-02T03:04:05+00:00", **form: Any) -> dict[str, Any]:
-    done = o.mlx_tasks(env, "open-run", "--spec", json.dumps({"run_id": run_id, "form": form}))
-    assert done.returncode == 0, done.stdout
-    return result_of(done.stdout)
-
-
-def spec(
-    run: dict[str, Any], stage: str, locks: dict[str, Any] | None = None, commit: str = "", **arguments: int
-) -> str:
-    values = {"run": run, "stage": stage, "arguments": arguments, "locks": locks or {}, "commit": commit}
-    return json.dumps(values)
-
-
-def node(env: dict[str, str], *args: Any, **kwargs: Any) -> tuple[int, dict[str, Any], str]:
-    done = o.mlx_tasks(env, "node", "--spec", "-", stdin=spec(*args, **kwargs))
-    return done.returncode, result_of(done.stdout), done.stdout
-
-
-def workspace(env: dict[str, str], run: dict[str, Any]) -> Path:
-    return Path(env["ADO_STATE"]) / "workspaces" / run["slug"]
-
-
-def behave(env: dict[str, str], **behaviour: Any) -> None:
-    Path(env["TEST_BEHAVIOUR"]).write_text(json.dumps(behaviour))
-
-
-def place_inputs(env: dict[str, str], run: dict[str, Any]) -> None:
-    """What `train` reads, without running `validate` for it."""
-    dataset = workspace(env, run) / "work" / "dataset"
-    dataset.mkdir(parents=True)
-    (dataset / "data.json").write_text("{}")
-
-
-def tries(env: dict[str, str], run: dict[str, Any], target: str) -> int:
-    return int((workspace(env, run) / ".checkpoints" / target / "tries").read_text())
-
-
-def test_a_run_is_opened_once_and_its_params_are_resolved_in_its_workspace(env, repository):
-    head, status = o.run_git(repository, "rev-parse", "HEAD"), o.run_git(repository, "status", "--porcelain")
+def test_a_run_is_opened_once_and_its_params_are_resolved_in_its_workspace(env, checkout):
+    head, status = o.run_git(checkout, "rev-parse", "HEAD"), o.run_git(checkout, "status", "--porcelain")
     run = open_run(env, search_trials=2, overrides={"train.steps": 77}, promotion="off")
     params = yaml.safe_load((workspace(env, run) / "params.yaml").read_text())
     assert (params["search"]["slots"], params["train"]["steps"], params["gate"]["promote"]) == ([0, 1], 77, False)
     assert not run["edited"]
     assert open_run(env, search_trials=5) == run  # a retry finds what stands, whatever it brings
-    assert o.run_git(repository, "rev-parse", "HEAD") == head
-    assert o.run_git(repository, "status", "--porcelain") == status
-    assert o.run_git(repository, "rev-parse", run["branch"]).strip() == run["commit"]
-    assert yaml.safe_load(o.run_git(repository, "show", f"{run['commit']}:params.yaml")) == params
+    assert o.run_git(checkout, "rev-parse", "HEAD") == head
+    assert o.run_git(checkout, "status", "--porcelain") == status
+    assert o.run_git(checkout, "rev-parse", run["branch"]).strip() == run["commit"]
+    assert yaml.safe_load(o.run_git(checkout, "show", f"{run['commit']}:params.yaml")) == params
 
 
-def test_uncommitted_edits_come_along_and_the_run_says_so(env, repository):
-    extra = repository / "include" / "note.txt"
+def test_uncommitted_edits_come_along_and_the_run_says_so(env, checkout):
+    extra = checkout / "include" / "note.txt"
     extra.write_text("not committed")
     try:
         run = open_run(env, seed=9)
@@ -103,11 +48,11 @@ def test_uncommitted_edits_come_along_and_the_run_says_so(env, repository):
     assert run["edited"]
     assert "uncommitted edits" in run["notes"][0]
     assert (workspace(env, run) / "include" / "note.txt").read_text() == "not committed"
-    assert o.run_git(repository, "rev-parse", f"{run['commit']}~2").strip() == run["base"]
+    assert o.run_git(checkout, "rev-parse", f"{run['commit']}~2").strip() == run["base"]
 
 
-def test_an_ignored_dataset_is_named_absolutely(env, repository):
-    images = repository / "build" / "images"  # ignored by git, so in no commit
+def test_an_ignored_dataset_is_named_absolutely(env, checkout):
+    images = checkout / "build" / "images"  # ignored by git, so in no commit
     images.mkdir(parents=True, exist_ok=True)
     run = open_run(env, dataset="build/images")
     assert yaml.safe_load((workspace(env, run) / "params.yaml").read_text())["data"]["path"] == str(images)
@@ -133,10 +78,10 @@ def test_a_bad_value_is_refused_before_a_workspace_stands(env, form, words):
     assert not list(Places(Path(), Path(env["ADO_STATE"]), "").workspaces.glob("*/.run/run.json"))
 
 
-def test_mlflow_down_at_the_start_is_said_before_anything_is_trained(repository, tmp_path, monkeypatch):
+def test_mlflow_down_at_the_start_is_said_before_anything_is_trained(checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(mlflow_parent, "START_PATIENCE_S", 0.5)
-    places = Places(repository, tmp_path / "state", str(tmp_path / "remote"))
+    places = Places(checkout, tmp_path / "state", str(tmp_path / "remote"))
     with pytest.raises(UnavailableError, match=r"MLflow at http://127\.0\.0\.1:9 did not answer"):
         opening.open_run(places, "a", {})
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -152,7 +97,7 @@ def test_two_openings_at_once_make_one_run(env):
     assert runs[0] == runs[1]
 
 
-def test_a_stage_runs_once_and_is_cached_in_this_run_and_in_the_next(env, repository):
+def test_a_stage_runs_once_and_is_cached_in_this_run_and_in_the_next(env, checkout):
     run = open_run(env, "first")
     code, ran, output = node(env, run, "validate")
     assert (code, ran["status"]) == (0, "ran"), output
@@ -223,9 +168,24 @@ def test_a_node_that_is_killed_takes_its_stage_along_and_one_that_is_terminated_
         assert not psutil.pid_exists(stage)
 
 
+def test_a_table_of_locks_that_a_killed_process_left_cut_stops_nobody(env):
+    """DVC writes it in place, so that kill -9 can leave it empty."""
+    run = open_run(env)
+    assert node(env, run, "validate")[0] == 0
+    table = workspace(env, run) / ".dvc" / "tmp" / "rwlock"
+    for cut in ("", '{"write": {"/so'):
+        table.write_text(cut)
+        code, result, output = node(env, run, "validate")
+        assert (code, result["status"]) == (0, "cached"), output
+
+
 def test_two_nodes_of_one_workspace_take_turns_and_two_runs_do_not_meet(env, tmp_path):
     one, other = open_run(env, "one", seed=1), open_run(env, "other", seed=2)
-    asked = [spec(one, "validate"), spec(one, "search_plan", generation=0), spec(other, "validate")]
+    asked = [
+        spec(one, "validate"),
+        spec(one, "search_plan", fan_out="search_trial", generation=0),
+        spec(other, "validate"),
+    ]
     processes = [
         subprocess.Popen([sys.executable, "-m", "mlx_tasks", "node", "--spec", text], env=env, text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=env["ADO_STATE"])
@@ -238,13 +198,13 @@ def test_two_nodes_of_one_workspace_take_turns_and_two_runs_do_not_meet(env, tmp
         assert made["seed"] == seed
     lock = yaml.safe_load((workspace(env, one) / "dvc.lock").read_text())["stages"]
     assert set(lock) == {"validate", "search_plan_0"}
-    assert result_of(outputs[1])["trials"] == [{"generation": 0, "slot": slot} for slot in (0, 1, 2)]
+    assert result_of(outputs[1])["fan_out"] == [{"generation": 0, "slot": slot} for slot in (0, 1, 2)]
 
 
-def test_the_next_stage_may_run_on_a_machine_that_shares_no_disk(env, repository, tmp_path):
+def test_the_next_stage_may_run_on_a_machine_that_shares_no_disk(env, checkout, tmp_path):
     shared = {"ADO_DVC_REMOTE": str(tmp_path / "remote"), "ADO_GIT_REMOTE": "origin"}
     hub = tmp_path / "hub.git"
-    o.run_git(tmp_path, "clone", "-q", "--bare", str(repository), str(hub))
+    o.run_git(tmp_path, "clone", "-q", "--bare", str(checkout), str(hub))
     for name in ("here", "there"):
         o.run_git(tmp_path, "clone", "-q", str(hub), str(tmp_path / name))
     here, there = (
@@ -263,20 +223,20 @@ def test_the_next_stage_may_run_on_a_machine_that_shares_no_disk(env, repository
     assert set(yaml.safe_load(branch)["stages"]) == {"validate", "train"}
 
 
-def test_a_run_that_is_closed_is_one_commit_from_which_its_artifacts_come_back(env, repository, tmp_path):
+def test_a_run_that_is_closed_is_one_commit_from_which_its_artifacts_come_back(env, checkout, tmp_path):
     run = open_run(env, seed=3)
     locks = {"validate": node(env, run, "validate")[1]["lock"]}
     code, result, output = node(env, run, "image_text", locks, commit="before")
     assert code == 0, output
     named = next(line for line in output.splitlines() if line.startswith("MLX_TASKS_RUN_COMMIT")).split()[1]
-    assert set(yaml.safe_load(o.run_git(repository, "show", f"{named}:dvc.lock"))["stages"]) == {"validate"}
+    assert set(yaml.safe_load(o.run_git(checkout, "show", f"{named}:dvc.lock"))["stages"]) == {"validate"}
     locks["image_text"] = result["lock"]
     done = o.mlx_tasks(
         env, "close-run", "--spec", "-", stdin=json.dumps({"run": run, "locks": locks, "succeeded": True})
     )
     assert done.returncode == 0, done.stdout
     clone = tmp_path / "clone"
-    o.run_git(tmp_path, "clone", "-q", "--branch", run["branch"], str(repository), str(clone))
+    o.run_git(tmp_path, "clone", "-q", "--branch", run["branch"], str(checkout), str(clone))
     remote = Path(env["ADO_STATE"]) / "dvc-remote"
     dvc = [sys.executable, "-m", "dvc"]
     quiet = {**os.environ, "DVC_NO_ANALYTICS": "1"}
@@ -286,9 +246,9 @@ def test_a_run_that_is_closed_is_one_commit_from_which_its_artifacts_come_back(e
     assert made == {"target": "image_text", "seed": 3}
 
 
-def test_old_workspaces_go_but_not_those_at_work_and_branches_stay(env, repository):
+def test_old_workspaces_go_but_not_those_at_work_and_branches_stay(env, checkout):
     runs = [open_run(env, f"run-{n}") for n in range(3)]
-    places = Places(repository, Path(env["ADO_STATE"]), "")
+    places = Places(checkout, Path(env["ADO_STATE"]), "")
     for n, run in enumerate(runs):
         os.utime(workspace(env, run) / ".run" / "run.json", (n, n))
     assert [run["run_id"] for run in list_workspaces(places)] == ["run-2", "run-1", "run-0"]
@@ -299,7 +259,7 @@ def test_old_workspaces_go_but_not_those_at_work_and_branches_stay(env, reposito
     assert prune_workspaces(places, keep=1) == [workspace(env, runs[0])]
     assert workspace(env, runs[2]).exists()
     for run in runs:
-        assert o.run_git(repository, "rev-parse", run["branch"]).strip() == run["commit"]
+        assert o.run_git(checkout, "rev-parse", run["branch"]).strip() == run["commit"]
 
 
 def test_a_spec_that_is_none_is_bad_input(env):
@@ -311,96 +271,3 @@ def test_a_spec_that_is_none_is_bad_input(env):
         done = o.mlx_tasks(env, command, "--spec", text)
         assert done.returncode == ExitCode.BAD_INPUT
         assert words in done.stdout
-
-
-# ---- begin again
-
-
-@pytest.fixture
-def champion(env, mlflow_server):
-    """A run whose first two stages ran, and which a registered champion names as its lineage."""
-    from mlx_tasks.tracking.rest import MlflowRest
-
-    env["MLFLOW_TRACKING_URI"] = mlflow_server.uri
-    run = open_run(env, f"first-{uuid.uuid4().hex[:8]}", overrides={"train.steps": 77})
-    code, validated, told = node(env, run, "validate")
-    assert code == 0, told
-    code, trained, _ = node(env, run, "train", locks={"validate": validated["lock"]}, commit="after")
-    assert code == 0 and trained["status"] == "ran"
-    name = f"again-{uuid.uuid4().hex[:8]}"
-    rest = MlflowRest(mlflow_server.uri)
-    rest.call("POST", "registered-models/create", {"name": name})
-    tags = [{"key": "mlx_tasks.commit", "value": trained["commit"]}, {"key": "mlx_tasks.run", "value": run["slug"]}]
-    source = rest.run(run["mlflow_parent"])["info"]["artifact_uri"] + "/nothing"
-    made = {"name": name, "source": source, "run_id": run["mlflow_parent"], "tags": tags}
-    rest.call("POST", "model-versions/create", made)
-    rest.call("POST", "registered-models/alias", {"name": name, "alias": "champion", "version": "1"})
-    return SimpleNamespace(run=run, name=name, commit=trained["commit"], repository=Path(env["ADO_REPOSITORY"]))
-
-
-@pytest.mark.e2e
-def test_a_run_that_begins_again_keeps_all_before_its_stage_and_draws_anew_from_there(env, champion):
-    edited = champion.repository / "mlx_tasks" / "training" / "later.py"
-    edited.write_text("# an edit since then: the lineage has its own code\n")
-    try:
-        form = {"start_from": "distill", "begin_with": f"{champion.name}@champion", "reason": "quality 2 (limit 1)"}
-        again = open_run(env, f"again-{champion.run['slug']}", **form)
-        place = workspace(env, again)
-        params = yaml.safe_load((place / "params.yaml").read_text())
-        assert params["redo"] == {"train": 0, "distill": 1, "search": 1, "tune": 1} and params["train"]["steps"] == 77
-        assert not (place / "mlx_tasks" / "training" / "later.py").exists()
-        assert o.run_git(champion.repository, "rev-parse", f"{again['branch']}^").strip() == champion.commit
-        assert any("started because: quality 2" in note for note in again["notes"])
-        assert any(f"models:/{champion.name}/1" in note for note in again["notes"])
-        code, validated, _ = node(env, again, "validate")
-        assert code == 0 and validated["status"] == "cached"
-        locks = {"validate": validated["lock"]}
-        code, trained, _ = node(env, again, "train", locks=locks)
-        assert code == 0 and trained["status"] == "cached"
-        code, distilled, _ = node(env, again, "distill", locks=locks | {"train": trained["lock"]})
-        assert code == 0 and distilled["status"] == "ran"
-        made = json.loads((place / "work" / "students" / "data.json").read_text())
-        assert made["seed"] == 7919
-    finally:
-        edited.unlink()
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("form", "words"),
-    [
-        ({"start_from": "evaluate"}, "start_from: one of tune, distill, train"),
-        ({"start_from": "tune", "begin_with": "nobody@champion"}, "no version of model 'nobody'"),
-        ({"start_from": "tune", "begin_with": "digits"}, "NAME@ALIAS or NAME/VERSION"),
-    ],
-)
-def test_a_beginning_that_is_nowhere_is_refused_before_a_workspace_stands(env, champion, form, words):
-    done = o.mlx_tasks(env, "open-run", "--spec", "-", stdin=json.dumps({"run_id": "nowhere", "form": form}))
-    assert done.returncode == 10 and words in done.stdout
-    assert not list(Path(env["ADO_STATE"]).glob("workspaces/nowhere*"))
-
-
-def test_alerts_fill_the_form():
-    from mlx_tasks.workspace.again import with_alerts
-
-    def told(metric, suggestion, status="new", value=2.0, **more):
-        return {
-            "metric": metric, "value": value, "limit": 1.0, "message": "m", "suggestion": suggestion, "status": status
-        } | more  # fmt: skip
-
-    form = {"preset": "demo", "start_from": None, "reason": "asked"}
-    alerts = [
-        told("latency", "tune", begin_with="digits/3"),
-        told("quality", "distill", begin_with="digits/4"),
-        told("drift", "train", "repeated"),
-    ]
-    filled = with_alerts({**form, "alerts": alerts})
-    assert (filled["start_from"], filled["begin_with"], filled["preset"]) == ("distill", "digits/4", "demo")
-    assert filled["reason"] == "asked; latency 2 (limit 1): m; quality 2 (limit 1): m"
-    whole = with_alerts({"alerts": [told("data", "validate", value=None)]})
-    assert whole["start_from"] == "" and whole["reason"] == "data (limit 1): m" and whole["begin_with"] is None
-    for wrong in (["quality"], [{"metric": "quality"}]):
-        with pytest.raises(DataError, match="each must hold metric, message"):
-            with_alerts({"alerts": wrong})
-    for none in ([], None, [told("drift", "train", "repeated")]):
-        assert with_alerts({**form, "alerts": none}) == {**form, "alerts": none}

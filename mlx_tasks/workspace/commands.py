@@ -35,7 +35,7 @@ def add_commands(commands: Any) -> None:
 
     for name, function, help_text in (
         ("open-run", _open_run, "make a run's workspace: {run_id, form}"),
-        ("node", _node, "run one stage in a run's workspace: {run, stage, arguments, locks, commit}"),
+        ("node", _node, "run one stage in a run's workspace: {run, stage, arguments, locks, commit, fan_out}"),
         ("close-run", _close_run, "commit a run's artifacts and end it: {run, locks, succeeded}"),
     ):
         command = commands.add_parser(name, help=help_text)
@@ -109,6 +109,7 @@ def _node(arguments: argparse.Namespace) -> int:
         arguments=spec.get("arguments") or {},
         locks=spec.get("locks") or {},
         commit=spec.get("commit") or "",
+        fan_out=spec.get("fan_out") or "",
     )
     return run_node(Places.from_environment(), full)
 

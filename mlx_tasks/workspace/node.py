@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import psutil
 
@@ -27,6 +27,7 @@ from mlx_tasks.params import load_config
 from mlx_tasks.stages.record import NODE_VARIABLE, record_path
 from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, parents_for_child
 from mlx_tasks.workspace import git, mlflow_parent, outs
+from mlx_tasks.workspace.cache_check import mend_what_replaces
 from mlx_tasks.workspace.courier import courier
 from mlx_tasks.workspace.memory import (
     MICRO_BATCH_VARIABLE,
@@ -37,6 +38,9 @@ from mlx_tasks.workspace.memory import (
 )
 from mlx_tasks.workspace.opening import Run, ensure_workspace
 from mlx_tasks.workspace.paths import Places
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class Spec(TypedDict):
 
     run: as `open_run` gave it. stage, arguments: what to run. locks: dvc.lock entries of the stages before it.
     commit: when to commit params.yaml and dvc.lock on the run's branch: "before" or "after" the stage, or "".
+    fan_out: the stage with slots whose arguments to tell, for the task that is mapped over them; or "".
     """
 
     run: Run
@@ -57,13 +62,14 @@ class Spec(TypedDict):
     arguments: dict[str, int]
     locks: dict[str, outs.LockEntry]
     commit: str
+    fan_out: NotRequired[str]
 
 
 def run_node(places: Places, spec: Spec) -> int:
     """Run the node; the exit code is the stage's own, 128 + N where signal N killed it. Says its result as an event.
 
     The result: target, status (ran, cached or failed), exit_code, message, seconds, lock (the stage's dvc.lock entry),
-    metrics, mlflow_run_id, and trials (what a search plan fans out to).
+    metrics, mlflow_run_id, and fan_out (the arguments of each task of the stage that the spec names so).
     """
     started = time.time()
     target = dvc_target(spec["stage"], **spec["arguments"])
@@ -115,12 +121,19 @@ def _run(places: Places, spec: Spec, target: str) -> dict[str, Any]:
             environment[RUN_COMMIT_VARIABLE] = commit_run(places, run, workspace, f"Artifacts of run {run['run_id']}")
         os.environ.update(environment)
         result = _reproduce(places, run, workspace, spec["stage"], target)
-        if spec["stage"] == "search_plan":
-            slots = load_config(workspace).search.slots
-            result["trials"] = [{**spec["arguments"], "slot": slot} for slot in slots]
+        if fan_out := spec.get("fan_out"):
+            result["fan_out"] = [{**spec["arguments"], "slot": slot} for slot in _slots(workspace, fan_out)]
         if spec["commit"] == "after":
             result["commit"] = commit_run(places, run, workspace, f"Artifacts and report of run {run['run_id']}")
     return result
+
+
+def _slots(workspace: Path, stage: str) -> tuple[int, ...]:
+    """A stage's slots, as the run's params have them."""
+    found: Any = load_config(workspace)
+    for part in STAGES[stage].slots.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, target: str) -> dict[str, Any]:
@@ -129,6 +142,7 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
 
     os.chdir(workspace)
     token = os.environ[NODE_VARIABLE]
+    outs.drop_cut_lock(workspace)
     with contextlib.closing(Repo(str(workspace))) as repo:
         brought = outs.fetch_deps(repo, outs.stage_of(repo, target))
         if brought:
@@ -137,7 +151,7 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
         say = partial(print, f"{target}:", flush=True)
         try:
             with courier(places, run["slug"], target, workspace, say):
-                repo.reproduce(targets=[target], single_item=True)  # pyright: ignore[reportCallIssue]  (DVC makes a function its method)
+                _reproduce_sound(repo, target)
         except DvcException as error:
             raise _failure(workspace, stage_name, target, token, kills_before, error) from error
         ran = _own_record(workspace, target, token) is not None
@@ -154,6 +168,19 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
             "mlflow_run_id": record.get("mlflow_run_id"),
             "mlflow_url": record.get("mlflow_url"),
         }
+
+
+def _reproduce_sound(repo: Repo, target: str) -> None:
+    """DVC's reproduce, with what it has of the stage's outs read before and after."""
+    if rotten := mend_what_replaces(repo, outs.stage_of(repo, target)):
+        print(f"{target}: rotten in this machine's cache, asked of the store: {', '.join(rotten)}", flush=True)
+    for _ in range(2):
+        repo.reproduce(targets=[target], single_item=True)  # pyright: ignore[reportCallIssue]  (DVC makes a function its method)
+        rotten = outs.drop_rotten_outs(repo, outs.stage_of(repo, target))
+        if not rotten:
+            return
+        print(f"{target}: rotten in this machine's cache, made again: {', '.join(rotten)}", flush=True)
+    raise UnavailableError(f"files in {repo.cache.local.path} change on their own: check the disk")
 
 
 def _failure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,13 @@ import yaml
 
 from mlx_tasks.errors import DataError, UnavailableError
 from mlx_tasks.files import atomic_write_text
+from mlx_tasks.workspace.cache_check import drop_rotten, hashes, mend
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import Stage
+
+logger = logging.getLogger(__name__)
 
 LockEntry = dict[str, Any]
 LOCK_FILE = "dvc.lock"
@@ -56,19 +60,35 @@ def stage_of(repo: Repo, target: str) -> Stage:
     try:
         return next(stage for stage in repo.index.stages if stage.addressing == target)
     except StopIteration:
-        raise DataError(f"dvc.yaml has no stage {target!r}") from None
+        raise DataError(
+            f"dvc.yaml has no stage {target!r}: the run's commit has another chain than the DAG; start the whole "
+            "chain, or begin from a version that was made since"
+        ) from None
     except DvcException as error:
         raise DataError(f"DVC cannot read dvc.yaml: {error}") from None
+
+
+def drop_cut_lock(workspace: Path) -> None:
+    """Remove DVC's table of who reads and writes what, if a killed process left it half-written: DVC would not go on.
+
+    For whoever holds the workspace's own lock, so that nobody else's entry is lost.
+    """
+    table = workspace / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(table.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        table.unlink(missing_ok=True)
 
 
 def fetch_deps(repo: Repo, stage: Stage) -> list[str]:
     """Bring here the outs of earlier stages that this one reads and that are missing or not as dvc.lock has them.
 
+    What this machine's cache has of them is read first; files that rotted come from the remote again.
     Returns: what was brought, relative to the workspace.
     Raises: UnavailableError where the remote lacks one; DataError for a dep that no stage makes and that is not there.
     """
-    from dvc.exceptions import DvcException
-
     missing, root = [], Path(repo.root_dir)
     for dep in stage.deps:
         path = Path(dep.fs_path)
@@ -78,11 +98,34 @@ def fetch_deps(repo: Repo, stage: Stage) -> list[str]:
             raise DataError(f"{stage.addressing} reads {dep.def_path}, which does not exist: check the path")
     names = sorted({str(Path(out.fs_path).relative_to(root)) for out in missing})
     if names:
-        try:
-            repo.pull(targets=names, force=True)
-        except DvcException as error:
-            raise UnavailableError(f"the DVC remote does not give {', '.join(names)}: {error}") from error
+        if rotten := mend(repo, hashes(missing)):
+            logger.warning("cache=%s rotten=%s", repo.cache.local.path, ",".join(rotten))
+        _bring(repo, names)
     return names
+
+
+def drop_rotten_outs(repo: Repo, stage: Stage) -> list[str]:
+    """Read what the cache has of a stage's outs; where a file is rotten, the out goes, here and there.
+
+    DVC takes a rotten file for a sound one where a stage has just made the right bytes: it replaces them by what it has
+    under their name.
+    Returns: the outs that are gone, to be made again.
+    """
+    rotten = drop_rotten(repo, hashes(stage.outs))
+    for out in stage.outs:
+        if out.def_path in rotten:
+            out.remove()
+    return sorted(rotten)
+
+
+def _bring(repo: Repo, names: list[str]) -> None:
+    from dvc.exceptions import DvcException
+    from dvc_objects.errors import ObjectFormatError
+
+    try:
+        repo.pull(targets=names, force=True)
+    except (DvcException, ObjectFormatError) as error:
+        raise UnavailableError(f"the DVC remote does not give {', '.join(names)}: {error}") from error
 
 
 def push_outs(repo: Repo, stage: Stage) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 
 from mlx_tasks.errors import DataError, UnavailableError
 from mlx_tasks.files import read_json
+from mlx_tasks.hosts.places import HOSTS_VARIABLE
 from mlx_tasks.locks import held
 from mlx_tasks.workspace import git, outs
 from mlx_tasks.workspace.again import fetch_commit
+from mlx_tasks.workspace.cache_check import mend
 from mlx_tasks.workspace.opening import configure_dvc
 from mlx_tasks.workspace.paths import Places
 
@@ -93,13 +95,14 @@ def reproduce(
 
 
 def _end_of_run(places: Places, version: Any) -> str:
-    """The run's commit at its end: the branch's, if it goes on from the one that the version names."""
+    """The run's commit at its end: its branch's, here or as a clone holds it, if that goes on from the version's."""
     commit = fetch_commit(places, version)
-    branch = f"refs/heads/runs/{version.tags.get('mlx_tasks.run', '')}"
-    with contextlib.suppress(UnavailableError):
-        tip = git.git(places.repository, "rev-parse", "--verify", branch)
-        git.git(places.repository, "merge-base", "--is-ancestor", commit, tip)
-        return tip
+    branch = f"runs/{version.tags.get('mlx_tasks.run', '')}"
+    for place in ("refs/heads", f"refs/remotes/{places.git_remote}"):
+        with contextlib.suppress(UnavailableError):
+            tip = git.git(places.repository, "rev-parse", "--verify", f"{place}/{branch}")
+            git.git(places.repository, "merge-base", "--is-ancestor", commit, tip)
+            commit = tip
     return commit
 
 
@@ -109,6 +112,7 @@ def _fetch(workspace: Path, say: Callable[[str], None]) -> None:
 
     with contextlib.closing(Repo(str(workspace))) as repo:
         kept = outs.locked_outs(workspace)
+        mend(repo, kept)
         say(f"fetching {len(kept)} outs by hash")
         try:
             repo.pull(force=True)
@@ -128,6 +132,7 @@ def _recompute(workspace: Path) -> None:
         "PYTHONPATH": str(workspace),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "1",
+        HOSTS_VARIABLE: "none",  # the run's machines may not be at hand, and where is not what
     }
     before = {name: os.environ.get(name) for name in (*own, "MLFLOW_TRACKING_URI")}
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # nothing of this is registered or tracked again

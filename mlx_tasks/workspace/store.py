@@ -13,9 +13,12 @@ SCHEMES = ("s3",)
 
 
 def remote_lines(places: Places) -> list[str]:
-    """The remote's section of a workspace's .dvc/config.local. Credentials stay in the environment (AWS_...)."""
+    """The remote's section of a workspace's .dvc/config.local. Credentials stay in the environment (AWS_...).
+
+    What comes from it is read once and must have the hash that it is kept under.
+    """
     endpoint = [f"    endpointurl = {places.dvc_endpoint}"] if places.dvc_endpoint else []
-    return ["['remote \"ado\"']", f"    url = {places.dvc_remote}", *endpoint]
+    return ["['remote \"ado\"']", f"    url = {places.dvc_remote}", "    verify = true", *endpoint]
 
 
 def open_store(places: Places) -> tuple[Any, str]:
