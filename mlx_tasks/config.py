@@ -1,6 +1,7 @@
 """params.yaml as one typed tree: every stage's branch, with bounds, units and a description on each field.
 
-It is read and written by `mlx_tasks/params.py`. Kernels never see it: a stage hands them plain numbers.
+`mlx_tasks/params.py` reads and writes it; the branches that weights are made from stand in config_training.py. Kernels
+never see it: a stage hands them plain numbers.
 This module imports neither MLX nor Airflow and is cheap enough for a DAG file.
 """
 
@@ -10,18 +11,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from mlx_tasks.config_base import Branch, Fraction, Positive, numbered
+from mlx_tasks.config_training import Distill, Model, Train
 
 BUILTIN_DIGITS = "include/datasets/digits.yaml"
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Branch(BaseModel):
-    """A frozen node of the tree; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Branch):
@@ -55,132 +50,6 @@ class Data(Branch):
     test_fraction: float = Field(default=0.25, gt=0, lt=0.5, description="Share of the test split.")
 
 
-class Model(Branch):
-    """The teacher's U-Net, as diffusers' UNet2DModel names its parts."""
-
-    block_out_channels: tuple[Positive, ...] = Field(
-        default=(32, 64), min_length=1, description="Channels of each level."
-    )
-    layers_per_block: int = Field(default=1, ge=1, le=4, description="ResNet blocks of each level.")
-    attention_levels: tuple[bool, ...] = Field(default=(False, True), description="Which levels have self-attention.")
-    attention_head_dim: int = Field(default=16, ge=4, description="Channels of one attention head.")
-    act_fn: Literal["auto", "silu", "relu", "gelu", "mish"] = Field(
-        default="auto", description="Activation; auto: what is fast on this device (relu on a CPU, silu elsewhere)."
-    )
-    norm_num_groups: int = Field(default=8, ge=1, description="Groups of each GroupNorm.")
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> Model:
-        if len(self.attention_levels) != len(self.block_out_channels):
-            raise ValueError(
-                f"model.attention_levels has {len(self.attention_levels)} entries and model.block_out_channels "
-                f"{len(self.block_out_channels)}: give one entry a level"
-            )
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"model.block_out_channels has {channels}, not divisible by model.norm_num_groups "
-                    f"{self.norm_num_groups}: change one of them"
-                )
-        return self
-
-    @property
-    def stride(self) -> int:
-        """Image side over the side of the coarsest level."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-
-class Train(Branch):
-    """The teacher: v-prediction over a ladder of resolutions, EMA, label dropout for classifier-free guidance."""
-
-    resolutions: tuple[Annotated[int, Field(ge=4, le=1024)], ...] = Field(
-        default=(8, 16), min_length=1, description="Image sides of the ladder, rising (pixels)."
-    )
-    steps: int = Field(
-        default=1200, ge=1, description="Optimiser steps over the whole ladder; the last rung gets half."
-    )
-    batch_size: int = Field(default=64, ge=1, description="Images of one optimiser step.")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, le=1.0, description="Peak of the learning rate (cosine to a tenth)."
-    )
-    warmup_steps: int = Field(default=50, ge=0, description="Steps of linear warm-up, at each rung.")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient norm above which gradients are scaled down.")
-    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Highest decay of the averaged weights.")
-    label_dropout: Fraction = Field(default=0.1, description="Chance that a label is replaced by the empty one.")
-    min_snr_gamma: float | None = Field(
-        default=5.0, gt=0, description="Cap of the loss weight (Hang et al. 2023); null weighs all noise levels alike."
-    )
-    noise_schedule: Literal["cosine", "linear", "scaled_linear", "sigmoid", "learned"] = Field(
-        default="cosine",
-        description="How noise rises over training time; learned: each level as often as its loss varies, settled in"
-        " the first half of the steps (docs/training.md).",
-    )
-    zero_terminal_snr: bool = Field(
-        default=False, description="Make the last timestep pure noise (Lin et al. 2024); not with a learned schedule."
-    )
-    guidance_scale: float = Field(
-        default=1.5, ge=0, description="Classifier-free guidance: eps_u + scale * (eps_c - eps_u)."
-    )
-    checkpoint_every: int = Field(default=100, ge=1, description="Optimiser steps between two checkpoints.")
-    sample_every: int = Field(default=200, ge=1, description="Optimiser steps between two sample grids.")
-
-    @model_validator(mode="after")
-    def _rising(self) -> Train:
-        if list(self.resolutions) != sorted(set(self.resolutions)):
-            raise ValueError(f"train.resolutions must rise strictly, got {list(self.resolutions)}: sort them")
-        if self.steps < len(self.resolutions):
-            raise ValueError(f"train.steps is {self.steps}, fewer than the {len(self.resolutions)} rungs: raise it")
-        if self.zero_terminal_snr and self.noise_schedule == "learned":
-            raise ValueError("train.zero_terminal_snr is for a named train.noise_schedule, not for a learned one")
-        return self
-
-    @property
-    def ladder(self) -> tuple[tuple[int, int], ...]:
-        """(resolution, steps) of each rung: the last gets half of the steps, the others share the rest."""
-        count = len(self.resolutions)
-        if count == 1:
-            return ((self.resolutions[0], self.steps),)
-        early = max(1, self.steps // 2 // (count - 1))
-        return (*((r, early) for r in self.resolutions[:-1]), (self.resolutions[-1], self.steps - early * (count - 1)))
-
-
-class Distill(Branch):
-    """Progressive distillation (Salimans & Ho 2022): each student takes half the steps of the one before."""
-
-    start_steps: int = Field(
-        default=16, ge=2, description="Steps of the first student; a power of two times target_steps."
-    )
-    target_steps: int = Field(default=1, ge=1, description="Where halving ends if no gate has ended it before.")
-    updates: int = Field(default=300, ge=1, description="Optimiser steps of each student.")
-    batch_size: int = Field(default=64, ge=1, description="Images of one optimiser step.")
-    learning_rate: float = Field(default=3e-4, gt=0, le=1.0, description="Peak of the learning rate (linear to zero).")
-    max_quality_loss: float = Field(
-        default=0.5,
-        ge=0,
-        description="Largest rise of the Frechet distance over the teacher's, as a fraction of the teacher's.",
-    )
-    gate_samples: int = Field(default=512, ge=16, description="Images a student is judged by.")
-    checkpoint_every: int = Field(default=100, ge=1, description="Optimiser steps between two checkpoints.")
-
-    @model_validator(mode="after")
-    def _halves(self) -> Distill:
-        ratio, rest = divmod(self.start_steps, self.target_steps)
-        if rest or ratio < 1 or ratio & (ratio - 1):
-            raise ValueError(
-                f"distill.start_steps {self.start_steps} must be target_steps {self.target_steps} times a power of two"
-            )
-        return self
-
-    @property
-    def step_counts(self) -> tuple[int, ...]:
-        """Steps of each student in the order they are made, for example (16, 8, 4, 2, 1)."""
-        counts = [self.start_steps]
-        while counts[-1] > self.target_steps:
-            counts.append(counts[-1] // 2)
-        return tuple(counts)
-
-
 class Search(Branch):
     """Architecture search: quality of a short distillation against measured latency and peak memory."""
 
@@ -211,11 +80,10 @@ class Search(Branch):
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Optimiser steps between two checkpoints.")
 
-    @model_validator(mode="after")
-    def _numbered(self) -> Search:
-        if list(self.slots) != list(range(len(self.slots))):
-            raise ValueError(f"search.slots must be 0, 1, 2, ... without gaps, got {list(self.slots)}")
-        return self
+    @field_validator("slots")
+    @classmethod
+    def _slots(cls, slots: tuple[int, ...]) -> tuple[int, ...]:
+        return numbered("search.slots", slots)
 
 
 class Tune(Branch):
@@ -256,6 +124,9 @@ class Tune(Branch):
 class Evaluate(Branch):
     """Scores of every candidate, by network evaluations, with intervals."""
 
+    slots: tuple[int, ...] = Field(
+        default=(0, 1), min_length=1, description="Tasks that candidates and reference sets are shared among, from 0."
+    )
     samples: int = Field(default=400, ge=32, description="Images of each candidate; held-out images are matched to it.")
     nfe: tuple[Positive, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Network evaluations scored.")
     bootstrap: int = Field(default=100, ge=10, description="Resamples behind each interval.")
@@ -272,6 +143,11 @@ class Evaluate(Branch):
     )
     image_text_steps: int = Field(default=400, ge=1, description="Optimiser steps of the small image-text model.")
     latency_batch: int = Field(default=16, ge=1, description="Images of the batch whose latency is measured.")
+
+    @field_validator("slots")
+    @classmethod
+    def _slots(cls, slots: tuple[int, ...]) -> tuple[int, ...]:
+        return numbered("evaluate.slots", slots)
 
 
 class Limit(Branch):

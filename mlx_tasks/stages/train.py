@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,32 +14,29 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_tasks.config import Train
 from mlx_tasks.data.loader import load_split, to_uint8
-from mlx_tasks.diffusion.betas import BetaSchedule
 from mlx_tasks.diffusion.learned_schedule import LearnedSchedule, learned_schedule
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_write_text, read_json, write_json
+from mlx_tasks.hosts.members import Members
+from mlx_tasks.hosts.places import Host, machines, ordered
 from mlx_tasks.metrics.pictures import tile
 from mlx_tasks.models.bundle import Sampler, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.samplers import keyed_noise, log_snr_grid, network_denoiser, sample, uniform_grid
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.training.checkpoint import clear_checkpoints
-from mlx_tasks.training.denoising import denoising_loss
 from mlx_tasks.training.ema import flat_arrays
 from mlx_tasks.training.identity import identity_of
 from mlx_tasks.training.keys import named_key
 from mlx_tasks.training.ladder import Rung, TeacherOptions, ladder_plan, rung_at, rungs
-from mlx_tasks.training.learner import Batch, Learner
+from mlx_tasks.training.learner import Batch
 from mlx_tasks.training.loop import StepRecord, train_steps
 from mlx_tasks.training.memory import micro_batch_limit
 from mlx_tasks.training.schedule_learning import EVERY, follow, measure
+from mlx_tasks.training.teacher import named_schedule, teacher_learner
 from mlx_tasks.training.validation import validation_loss
-
-NUM_TRAIN_TIMESTEPS = 1024
-"""A power of two, so that every halving of the step count lands on whole timesteps, in diffusers' DDIM too."""
 
 TEACHER_STEPS = 10
 """DPM-Solver++(2M) steps that the teacher's bundle asks for; as good as DDIM at 200 on digits."""
@@ -70,21 +69,25 @@ class Teaching:
         self.null_label = len(self.class_names) if self.class_names else None
         self.scale = config.train.guidance_scale if self.class_names else 1.0
         self.ladder = rungs(config.train.ladder)
-        self.reference = named_schedule(config.train)
+        self.reference = named_schedule(config.train.noise_schedule, config.train.zero_terminal_snr)
         act_fn = context.hardware.act_fn if config.model.act_fn == "auto" else config.model.act_fn
         shape = UNet2DConfig.build(
             config.model, config.resolution, self.channels, len(self.class_names) or None, act_fn
         )
         self.model = UNet2DModel(shape, key=named_key(config.seed, "weights"))
-        self.loss = denoising_loss(self.reference, config.train.min_snr_gamma)
-        self.learner = Learner(
+        self.options = {
+            "min_snr_gamma": config.train.min_snr_gamma,
+            "weight_decay": config.train.weight_decay,
+            "max_grad_norm": config.train.max_grad_norm,
+        }
+        self.learner = teacher_learner(
             self.model,
-            self.loss,
-            weight_decay=config.train.weight_decay,
-            max_grad_norm=config.train.max_grad_norm,
+            self.reference,
+            **self.options,
             micro_batch=micro_batch_limit(context.hardware.max_micro_batch),
             compiled=context.hardware.kind != "cpu",
         )
+        self.hosts: list[Host] = ordered(machines(config.train).hosts)
         self.notes: dict[str, Any] = {"rows": [], "validation": {}, "seconds": 0.0, "peak_memory_mb": 0.0, "recent": []}
 
     def run(self) -> None:
@@ -104,15 +107,35 @@ class Teaching:
         if self.learning_schedule:
             plan = replace(plan, batch_at=lambda step, plain=plan.batch_at: self._followed(plain(step)))
         context.tracker.params({"train/parameters": self._parameters(), "train/act_fn": self.model.config.act_fn})
-        for record in train_steps(self.learner, plan, context.checkpoints, self.notes):
-            self._tell(record, plan.steps)
-            if self.learning_schedule and record.step % EVERY == 0 and record.step <= plan.steps // 2:
-                self._learn_schedule(record.step)
-            rung = rung_at(self.ladder, record.step - 1)
-            if record.step % train.sample_every == 0 or record.step == rung.start + rung.steps:
-                self._look(record.step, rung)
+        with self._other_ranks():
+            for record in train_steps(self.learner, plan, context.checkpoints, self.notes):
+                self._tell(record, plan.steps)
+                if self.learning_schedule and record.step % EVERY == 0 and record.step <= plan.steps // 2:
+                    self._learn_schedule(record.step)
+                rung = rung_at(self.ladder, record.step - 1)
+                if record.step % train.sample_every == 0 or record.step == rung.start + rung.steps:
+                    self._look(record.step, rung)
         self._write(plan.steps)
         clear_checkpoints(context.checkpoints)
+
+    @contextlib.contextmanager
+    def _other_ranks(self) -> Iterator[None]:
+        """For the block the learner has the machines of train.hosts to share its batches with, if there are any."""
+        if not self.hosts:
+            yield
+            return
+        train = self.context.config.train
+        job = {
+            "network": self.model.config.to_dict(),
+            "noise_schedule": train.noise_schedule,
+            "zero_terminal_snr": train.zero_terminal_snr,
+            "options": self.options,
+            "micro_batch": micro_batch_limit(train.batch_size),
+        }
+        with Members(self.hosts, train, job, self.context.progress.say) as members:
+            self.learner.ring = members.ring
+            yield
+        self.learner.ring = None
 
     @property
     def learning_schedule(self) -> bool:
@@ -177,7 +200,7 @@ class Teaching:
         with self.learner.ema.applied(self.model):
             loss = validation_loss(
                 self.model,
-                lambda model, batch: self.loss(model, self._followed(batch)),
+                lambda model, batch: self.learner.loss(model, self._followed(batch)),
                 self.validation[rung.resolution],
                 self.reference.num_train_timesteps,
                 self.context.config.seed,
@@ -220,6 +243,8 @@ class Teaching:
             "seed": config.seed,
             "device": self.context.hardware.as_dict(),
         }
+        if self.hosts:
+            lineage["ranks"] = len(self.hosts)
         with self.learner.ema.applied(self.model):
             write_bundle(work / "teacher", self.model, self.schedule, sampler, lineage)
         metrics = {
@@ -235,21 +260,15 @@ class Teaching:
         _write_plot(work / "plots" / "train.csv", notes["rows"])
 
     def _identity(self) -> str:
-        """Digest of all that the weights depend on. How often to checkpoint or to look is not part of it."""
+        """Digest of all that the weights depend on: not where it is computed, nor how often to checkpoint or look."""
         config = self.context.config
-        train = config.train.model_dump(mode="json", exclude={"checkpoint_every", "sample_every", "guidance_scale"})
+        where = {name for name in type(config.train).model_fields if name.startswith("hosts")}
+        left_out = {"checkpoint_every", "sample_every", "guidance_scale"} | where
+        train = config.train.model_dump(mode="json", exclude=left_out)
         return identity_of(seed=config.seed, train=train, network=self.model.config.to_dict(), dataset=self.fingerprint)
 
     def _parameters(self) -> int:
         return sum(array.size for array in flat_arrays(self.model.parameters()).values())
-
-
-def named_schedule(train: Train) -> NoiseSchedule:
-    """The schedule of the `train` branch, with v-prediction; for a learned one its reference, the cosine."""
-    name: BetaSchedule = "squaredcos_cap_v2"
-    if train.noise_schedule not in ("cosine", "learned"):
-        name = train.noise_schedule
-    return NoiseSchedule(NUM_TRAIN_TIMESTEPS, name, rescale_betas_zero_snr=train.zero_terminal_snr)
 
 
 @functools.lru_cache(maxsize=2)

@@ -79,12 +79,14 @@ def train_steps(
 
     notes: a JSON-like dict of the caller, saved with every checkpoint and filled from it on resuming, so that what the
         caller gathers from the records (rows of a plot, seconds) survives a kill too.
-    Raises: DivergedError before the step is recorded or checkpointed; OutOfMemoryError; CheckpointError.
+    Raises: DivergedError before the step is recorded or checkpointed; OutOfMemoryError; CheckpointError; in a ring
+        UnavailableError where another rank is gone.
     """
     notes = {} if notes is None else notes
     done, last_finite = 0, None
     if checkpoints is not None:
         done, last_finite = _resume(learner, plan, checkpoints, notes)
+    learner.begin()
     mx.reset_peak_memory()
     for index in range(done, plan.steps):
         start = clock()
@@ -102,6 +104,7 @@ def train_steps(
 
         due = (index + 1) % plan.checkpoint_every == 0 or index + 1 == plan.steps
         if checkpoints is not None and due:
+            learner.settle()
             state = {"identity": plan.identity, "last_finite_loss": last_finite, "notes": notes}
             save_checkpoint(checkpoints, index + 1, learner.arrays(), state)
 
