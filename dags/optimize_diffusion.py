@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, TaskGroup, chain, dag
 
 from mlx_tasks.assets import QUALITY_ALERT
 from mlx_tasks.catalog import SEARCH_GENERATIONS
+from mlx_tasks.dag_settings import ACCELERATOR, RETRIES
 from mlx_tasks.form import fields
 from stage_operator import AnnounceOperator, CloseRunOperator, OpenRunOperator, ReportOperator, StageOperator
 
 REPOSITORY = Path(os.environ.get("ADO_REPOSITORY") or Path(__file__).resolve().parent.parent)
 PARAMS = {f.name: Param(f.default, description=f.description, title=f.title, **f.schema) for f in fields(REPOSITORY)}
-RETRIES = {
-    "retries": int(os.environ.get("ADO_RETRIES", "2")),
-    "retry_delay": timedelta(seconds=float(os.environ.get("ADO_RETRY_DELAY_S", "30"))),
-}
-# One slot: the accelerator takes one stage at a time. The queue is an Edge worker's, where one is configured.
-ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.get("ADO_QUEUE", "default")}
 LIGHT = {"pool": "default_pool", "queue": ACCELERATOR["queue"]}
-
+SLOT = "slot {{ task.arguments['slot'] }}"
+"""What the grid calls a mapped task."""
 
 ALERTS = [Asset(QUALITY_ALERT)]
 CRON = os.environ.get("ADO_SCHEDULE")
@@ -59,12 +55,14 @@ def optimize_diffusion():
         generations = []
         for generation in range(SEARCH_GENERATIONS):
             plan = StageOperator(
-                task_id=f"plan_{generation}", stage="search_plan", arguments={"generation": generation}, **LIGHT
+                task_id=f"plan_{generation}",
+                stage="search_plan",
+                arguments={"generation": generation},
+                fan_out="search_trial",
+                **LIGHT,
             )
             trials = StageOperator.partial(
-                task_id=f"trial_{generation}",
-                stage="search_trial",
-                map_index_template="slot {{ task.arguments['slot'] }}",
+                task_id=f"trial_{generation}", stage="search_trial", map_index_template=SLOT
             ).expand(arguments=plan.output)
             generations += [plan, trials]
         chain(*generations, StageOperator(task_id="select", stage="search_select"))
@@ -72,8 +70,11 @@ def optimize_diffusion():
     tuned = StageOperator(task_id="tune", stage="tune")
 
     with TaskGroup("evaluate") as evaluated:
-        judges = [StageOperator(task_id=name, stage=name) for name in ("features", "image_text")]
-        chain(*judges, StageOperator(task_id="scores", stage="evaluate"))
+        features = StageOperator(task_id="features", stage="features")
+        image_text = StageOperator(task_id="image_text", stage="image_text", fan_out="score_share")
+        shares = StageOperator.partial(task_id="score", stage="score_share", map_index_template=SLOT)
+        gathered = StageOperator(task_id="gather", stage="evaluate")
+        chain(features, image_text, shares.expand(arguments=image_text.output), gathered)
 
     with TaskGroup("register") as registered:
         promoted = StageOperator(task_id="register", stage="register", commit="before")

@@ -20,6 +20,7 @@ class Stage:
         module: where its `run(context, **arguments)` lives.
         arguments: integer options of its command, in the order in which dvc.yaml's matrix names them.
         accelerator: whether it computes with MLX and so takes the accelerator's lock.
+        slots: for a stage with a slot, the dotted key of params.yaml that lists them all.
         summary: what it makes, for help texts.
     """
 
@@ -28,6 +29,7 @@ class Stage:
     summary: str
     arguments: tuple[str, ...] = ()
     accelerator: bool = True
+    slots: str = ""
 
 
 STAGES: dict[str, Stage] = {
@@ -48,12 +50,20 @@ STAGES: dict[str, Stage] = {
             "mlx_tasks.stages.search_trial",
             "train and measure one architecture",
             ("generation", "slot"),
+            slots="search.slots",
         ),
         Stage("search_select", "mlx_tasks.stages.search_select", "Pareto front; train the chosen student on"),
         Stage("tune", "mlx_tasks.stages.tune", "step grids by PPO and by plain search"),
         Stage("features", "mlx_tasks.stages.features", "feature network of the training images, behind the scores"),
         Stage("image_text", "mlx_tasks.stages.image_text", "image-text model behind the image-text score"),
-        Stage("evaluate", "mlx_tasks.stages.evaluate", "scores of every candidate by network evaluations"),
+        Stage(
+            "score_share",
+            "mlx_tasks.stages.score_share",
+            "draw and score a share of the candidates",
+            ("slot",),
+            slots="evaluate.slots",
+        ),
+        Stage("evaluate", "mlx_tasks.stages.evaluate", "all scores together, latencies, and the winner"),
         Stage("register", "mlx_tasks.stages.register", "bundle, model card, verdict; MLflow registration"),
         Stage("report", "mlx_tasks.stages.report", "HTML report and the same numbers as JSON", accelerator=False),
     )

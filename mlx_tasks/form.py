@@ -64,6 +64,15 @@ def fields(root: Path) -> tuple[Field, ...]:
             None,
             {"type": ["integer", "null"], "minimum": 1, "maximum": 64},
         ),
+        Field(
+            "score_tasks",
+            "Scoring tasks",
+            "evaluate.slots",
+            "Tasks that candidates are scored by, side by side where there are several workers. "
+            "Empty: the preset's value.",
+            None,
+            {"type": ["integer", "null"], "minimum": 1, "maximum": 64},
+        ),
         _field("methods", "Ways of choosing the steps", "tune.methods", nullable=True),
         _field("ppo_steps", "PPO steps", "tune.ppo_steps", nullable=True),
         _field("nfe_budgets", "NFE budgets", "tune.nfe_budgets", nullable=True),
@@ -142,8 +151,8 @@ def overrides(form: dict[str, Any]) -> dict[str, Any]:
             if value == KEEP:
                 continue
             value = _switch(value)
-        elif name == "search_trials":
-            value = _slots(value)
+        elif name in ("search_trials", "score_tasks"):
+            value = _slots(name, value)
         changed[key] = value
     advanced = form.get("overrides") or {}
     if not isinstance(advanced, dict):
@@ -156,6 +165,7 @@ _KEYS = {
     "resolutions": "train.resolutions",
     "steps_to_reach": "distill.target_steps",
     "search_trials": "search.slots",
+    "score_tasks": "evaluate.slots",
     "methods": "tune.methods",
     "ppo_steps": "tune.ppo_steps",
     "nfe_budgets": "tune.nfe_budgets",
@@ -171,9 +181,9 @@ def _switch(value: Any) -> bool:
     raise DataError(f"promotion must be on, off or {KEEP}, got {value!r}")
 
 
-def _slots(value: Any) -> list[int]:
+def _slots(name: str, value: Any) -> list[int]:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
-        raise DataError(f"search_trials must be a whole number from 1 to 64, got {value!r}")
+        raise DataError(f"{name} must be a whole number from 1 to 64, got {value!r}")
     return list(range(value))
 
 

@@ -8,13 +8,13 @@ import pytest
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import write_json
+from mlx_tasks.metrics import entries
 from mlx_tasks.metrics.candidates import schedule_candidates, teacher_candidates
 from mlx_tasks.metrics.latency import measure_latency
 from mlx_tasks.metrics.pictures import GAP, class_rows, png_bytes, tile
 from mlx_tasks.metrics.row_store import RowStore
 from mlx_tasks.models.bundle import Sampler
 from mlx_tasks.samplers.learned import LearnedSteps
-from mlx_tasks.stages import evaluate
 
 NAMES = ["zero", "one", "two", "three"]
 SCHEDULE = NoiseSchedule.cosine()
@@ -71,6 +71,6 @@ def test_a_sheet_holds_a_row_a_class_with_gaps():
 def test_tables_of_another_shape_name_the_stage_to_run(tmp_path):
     write_json(tmp_path / "x.json", {"something": 1})
     with pytest.raises(DataError, match="run `mlx-tasks distill`"):
-        evaluate.read_refusals(tmp_path / "x.json")
+        entries.read_refusals(tmp_path / "x.json")
     with pytest.raises(DataError, match="run `mlx-tasks tune`"):
-        evaluate.read_grids(tmp_path / "x.json")
+        entries.read_grids(tmp_path / "x.json")
