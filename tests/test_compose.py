@@ -10,6 +10,7 @@ import sys
 import pytest
 import yaml
 from debian import program
+from ports import free_port
 
 SECRETS = (
     "POSTGRES_PASSWORD",
@@ -23,8 +24,10 @@ SECRETS = (
     "ALERT_TOKEN",
     "ALERT_SECRET",
 )
-ONCE = {"airflow-init", "check-secrets", "store-init"}
+ONCE = {"airflow-init", "mlflow-init", "check-secrets", "store-init"}
 """Services that run to their end."""
+TOOLS = {"store-copy"}
+"""Services that only a script starts."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,8 @@ def services(text):
 def test_the_control_plane_is_whole(services):
     airflow = {"airflow-init", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
     watch = {"prometheus", "alertmanager", "grafana"}
-    assert set(services) == airflow | watch | ONCE | {"postgres", "mlflow", "store"}
+    assert set(services) == airflow | watch | ONCE | TOOLS | {"postgres", "mlflow", "store"}
+    assert {name for name, service in services.items() if service.get("profiles")} == TOOLS  # `up` starts no other
 
 
 def test_every_image_is_pinned(services, repository):
@@ -66,7 +70,7 @@ def test_the_images_hold_the_versions_of_the_lock(services, repository):
 
 def test_every_lasting_service_has_a_healthcheck_and_waits_for_what_it_needs(services):
     for name, service in services.items():
-        if name not in ONCE:
+        if name not in ONCE | TOOLS:
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
         for needed, how in service.get("depends_on", {}).items():
             expected = "service_completed_successfully" if needed in ONCE else "service_healthy"
@@ -74,6 +78,17 @@ def test_every_lasting_service_has_a_healthcheck_and_waits_for_what_it_needs(ser
     assert services["postgres"]["depends_on"].keys() == services["alertmanager"]["depends_on"].keys() == {
         "check-secrets"
     }  # fmt: skip
+
+
+def test_tables_are_brought_up_to_date_before_the_servers_start(services):
+    assert "mlflow-init" in services["mlflow"]["depends_on"]
+    for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
+        assert "airflow-init" in services[f"airflow-{name}"]["depends_on"], name
+
+
+def test_postgres_is_healthy_only_when_others_can_reach_it(services):
+    """While its image makes a cluster, a server listens on the socket alone, and goes again."""
+    assert "-h" in services["postgres"]["healthcheck"]["test"]
 
 
 def test_ports_are_on_loopback_only(services):
@@ -117,7 +132,8 @@ COMPOSE = [
 @pytest.mark.parametrize("command", COMPOSE, ids=" ".join)
 def test_compose_itself_takes_the_file_and_refuses_a_missing_secret(command, repository, tmp_path):
     (tmp_path / "none.env").write_text("")
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **dict.fromkeys(SECRETS, "x1")}
+    own = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ}
+    environment = {**own, **dict.fromkeys(SECRETS, "x1")}
     check = [*command, "-f", "docker-compose.yaml", "--env-file", str(tmp_path / "none.env"), "config"]
     done = subprocess.run(check, cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -205,7 +221,7 @@ def test_the_watching_services_take_their_configs(repository):
 
 def test_the_bucket_is_made_once(repository, tmp_path):
     """Against a real S3 server."""
-    from fleet_world import Processes, answers, free_port, wait_for
+    from fleet_world import Processes, answers, wait_for
 
     processes, url = Processes(tmp_path), f"http://127.0.0.1:{free_port()}"
     processes.start(
