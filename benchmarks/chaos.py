@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,159 +29,16 @@ from record import ROOT, save
 sys.path.insert(0, str(ROOT / "tests"))
 
 import orchestration as o
-import psutil
 import yaml
+from chaos_faults import FAULTS, WORKERS, Fault, World, unmount
 from fleet_world import DAG, Fleet, wait_for
+
+from mlx_tasks.errors import UnavailableError
 
 STEPS, EVERY = 300, 20
 CONF = {"preset": "toy", "overrides": {"train.steps": STEPS, "train.checkpoint_every": EVERY}}
 RESUMED = re.compile(r"resumed=\S+ step=(\d+)")
 PROGRESS = re.compile(r"\[train[^\]]*\] (\d+)/\d+")
-
-
-class World:
-    """The fleet, and what the faults need of it. A part of Airflow that ends is started again, as Compose does."""
-
-    def __init__(self, fleet: Fleet, away_s: float) -> None:
-        self.fleet, self.away_s = fleet, away_s
-        threading.Thread(target=self._keep, daemon=True).start()
-
-    def _keep(self) -> None:
-        while True:
-            time.sleep(3)
-            for name in ("scheduler", "dag-processor", "api-server"):
-                process = self.fleet.processes.running.get(name)
-                if process is not None and process.poll() is not None:
-                    self.fleet.start_airflow(name)
-
-    def train(self, run_id: str) -> dict[str, Any]:
-        """Airflow's word on the train task."""
-        return next(task for task in self.fleet.tasks(run_id) if task["task_id"] == "train")
-
-    def host(self, run_id: str) -> psutil.Process:
-        """The worker that trains."""
-        return psutil.Process(self.fleet.processes.running[self.train(run_id)["hostname"]].pid)
-
-    def child(self, run_id: str, words: str) -> psutil.Process:
-        """A process below that worker whose command line holds these words."""
-        found = [p for p in self.host(run_id).children(recursive=True) if words in " ".join(_command(p))]
-        return found[0]
-
-    def restart(self, name: str, start: Callable[[], Any], number: int = signal.SIGKILL, after_s: float = 5) -> None:
-        """End a part of the control plane, and start it again after some seconds."""
-        self.fleet.processes.stop(name, number)
-        time.sleep(after_s)
-        start()
-
-    def pause(self, name: str, seconds: float) -> None:
-        """A part that answers nobody for so long."""
-        process = self.fleet.processes.running[name]
-        os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGCONT)
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def kill_stage(world: World, run_id: str) -> None:
-    world.child(run_id, "mlx-tasks train").kill()
-
-
-def kill_task(world: World, run_id: str) -> None:
-    world.child(run_id, "mlx_tasks node").parent().kill()
-
-
-def kill_worker(world: World, run_id: str) -> None:
-    name, root = world.train(run_id)["hostname"], world.host(run_id)
-    for process in (root, *root.children(recursive=True)):
-        process.kill()
-    world.fleet.processes.running.pop(name).wait()
-    world.fleet.add_worker(name)
-
-
-def kill_scheduler(world: World, run_id: str) -> None:
-    world.restart("scheduler", lambda: world.fleet.start_airflow("scheduler"))
-
-
-def kill_api_server(world: World, run_id: str) -> None:
-    world.restart("api-server", lambda: world.fleet.start_airflow("api-server"))
-
-
-def api_server_away(world: World, run_id: str) -> None:
-    world.restart("api-server", lambda: world.fleet.start_airflow("api-server"), after_s=world.away_s)
-
-
-def kill_postgres(world: World, run_id: str) -> None:
-    world.restart("postgres", lambda: world.fleet.postgres.start(world.fleet.processes))
-
-
-def kill_mlflow(world: World, run_id: str) -> None:
-    world.restart("mlflow", world.fleet.start_mlflow)
-
-
-def store_away(world: World, run_id: str) -> None:
-    world.pause("store", 40)
-
-
-def push_commit(world: World, run_id: str) -> None:
-    """Another optimiser's step size in the train stage's code, on main, pulled by both workers in mid-run."""
-    clone = Path(tempfile.mkdtemp(dir=world.fleet.folder)) / "clone"
-    o.run_git(world.fleet.folder, "clone", "-q", str(world.fleet.origin), str(clone))
-    path = clone / "mlx_tasks" / "training" / "loop.py"
-    path.write_text(path.read_text() + '\nraise RuntimeError("code of a later commit")\n')
-    for setting in (("user.name", "someone"), ("user.email", "someone@example.org")):
-        o.run_git(clone, "config", *setting)
-    o.run_git(clone, "commit", "-qam", "a commit in mid-run")
-    o.run_git(clone, "push", "-q")
-    for name in world.fleet.workers:
-        o.run_git(world.fleet.folder / name / "checkout", "pull", "-q")
-
-
-def undo_commit(world: World) -> None:
-    for name in world.fleet.workers:
-        o.run_git(world.fleet.folder / name / "checkout", "reset", "-q", "--hard", "HEAD~1")
-    o.run_git(world.fleet.origin, "update-ref", "refs/heads/main", "refs/heads/main~1")
-
-
-def rot_cache(world: World, run_id: str) -> None:
-    """A byte of every file in the caches of both workers is another; then the stage is killed, and needs them again."""
-    for name in world.fleet.workers:
-        for path in (world.fleet.folder / name / "state" / "dvc-cache" / "files").rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)
-                content = bytearray(path.read_bytes())
-                content[len(content) // 2] ^= 1
-                path.write_bytes(content)
-    kill_worker(world, run_id)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that happens; `after` undoes what would change later runs."""
-
-    told: str
-    happen: Callable[[World, str], None]
-    after: Callable[[World], None] | None = None
-
-
-FAULTS = {
-    "stage": Fault("kill -9 of the stage", kill_stage),
-    "task": Fault("kill -9 of the task", kill_task),
-    "worker": Fault("kill -9 of the worker and all it started", kill_worker),
-    "scheduler": Fault("kill -9 of the scheduler", kill_scheduler),
-    "api-server": Fault("kill -9 of the API server", kill_api_server),
-    "api-server-away": Fault("the API server away for {away:g} s", api_server_away),
-    "postgres": Fault("kill -9 of PostgreSQL", kill_postgres),
-    "mlflow": Fault("kill -9 of MLflow", kill_mlflow),
-    "store-away": Fault("the store answers nobody for 40 s", store_away),
-    "commit": Fault("a commit pushed and pulled in mid-run", push_commit, undo_commit),
-    "cache": Fault("rotten files in both caches, and the worker killed", rot_cache),
-}
 
 
 def main() -> None:
@@ -201,10 +54,12 @@ def main() -> None:
     config = {"steps": STEPS, "checkpoint_every": EVERY, "away_s": given.away, "seed": given.seed}
     question = "What does a run lose when something dies under it?"
     moments = random.Random(given.seed)
+    world = None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         fleet.start()
-        world = World(fleet, given.away)
-        for name in ("alpha", "beta"):
+        world = World(fleet, given.away, moments)
+        for name in WORKERS:
             fleet.add_worker(name)
         undisturbed = one_run(world, "undisturbed", None, moments)
         print(line(undisturbed), flush=True)
@@ -216,7 +71,10 @@ def main() -> None:
             print(line(row), flush=True)
             saved = save(given.name, question=question, config=config, rows=[undisturbed, *rows])
     finally:
+        if world is not None:
+            world.close()
         fleet.stop()
+        unmount(folder)
     print(saved)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -229,6 +87,9 @@ def one_run(world: World, name: str, fault: Fault | None, moments: random.Random
     # When sample grids are drawn changes no weight, and keeps the stage from being taken from the cache.
     conf["overrides"]["train.sample_every"] = STEPS + 1 + len([*world.fleet.folder.glob("ran-*")])
     (world.fleet.folder / f"ran-{name}").touch()
+    world.conf = conf
+    if fault is not None and fault.before is not None:
+        fault.before(world)
     world.fleet.api.trigger(DAG, run_id, conf)
     logs = _Logs(world.fleet)
     wait_for("training", lambda: logs.events(), 240)
@@ -238,19 +99,19 @@ def one_run(world: World, name: str, fault: Fault | None, moments: random.Random
         time.sleep(moment)
         fault.happen(world, run_id)
     state = wait_for("the end", lambda: _ended(world, run_id), 900)
-    if fault is not None and fault.after is not None:
-        fault.after(world)
+    note = fault.after(world, run_id) if fault is not None and fault.after is not None else ""
     train, (told, resumed) = _train(world, run_id), logs.resumed()
     times = [_seconds(at) for at, _, _ in logs.events()]
     silence = max((b - a for a, b in pairwise(times)), default=0)
     return {
         "run": name,
+        "note": note,
         "state": state,
         "moment_s": moment,
         "tries": train["try_number"] if train else None,
         "told_step": told,
         "resumed_step": resumed,
-        "longest_silence_s": silence,
+        "longest_silence_s": None if fault is not None and fault.sets_clocks else silence,
         "seconds": time.monotonic() - began,
         "teacher": teacher(world.fleet, run_id) if state == "success" else None,
     }
@@ -260,7 +121,7 @@ def _ended(world: World, run_id: str) -> str | None:
     """How the run ended; None while it goes on, or while nobody can say."""
     try:
         state = world.fleet.api.run(DAG, run_id)["state"]
-    except Exception:
+    except UnavailableError:
         return None
     return state if state in ("success", "failed") else None
 
@@ -268,7 +129,7 @@ def _ended(world: World, run_id: str) -> str | None:
 def _train(world: World, run_id: str) -> dict[str, Any] | None:
     try:
         return world.train(run_id)
-    except Exception:
+    except UnavailableError:
         return None
 
 
@@ -321,7 +182,10 @@ def line(row: dict[str, Any]) -> str:
     same = "" if "equal" not in row else "  the same teacher" if row["equal"] else "  ANOTHER TEACHER"
     went_on = f"at {row['told_step'] or 0}, went on from {row['resumed_step']}" if row["resumed_step"] else ""
     told = f"{row.get('fault', 'nothing happens'):<52} {row['state']:<8} {row['tries']} tries  {went_on:<26}"
-    return f"{told} silent {row['longest_silence_s']:>3} s, {row['seconds']:>4.0f} s in all{same}"
+    if row["note"]:
+        same += f"; {row['note']}"
+    silent = "?" if row["longest_silence_s"] is None else row["longest_silence_s"]
+    return f"{told} silent {silent:>3} s, {row['seconds']:>4.0f} s in all{same}"
 
 
 if __name__ == "__main__":

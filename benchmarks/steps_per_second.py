@@ -29,7 +29,7 @@ import mlx.optimizers as optim  # noqa: E402
 import torch  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 
-from mlx_tasks.config import Model  # noqa: E402
+from mlx_tasks.config_training import Model  # noqa: E402
 from mlx_tasks.models.folder import save_unet  # noqa: E402
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel  # noqa: E402
 from mlx_tasks.params import load_config  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from airflow.sdk import Param, chain, dag
+from airflow.sdk import Param, chain, dag, task
 
 from mlx_tasks.form import fields
 from stage_operator import CloseRunOperator, OpenRunOperator, StageOperator
@@ -21,7 +21,7 @@ DEFAULTS = {"retries": 3, "retry_delay": timedelta(seconds=1), "queue": "mlx", "
 def fleet_chain():
     """Open, validate, train, one generation of the search, close."""
     opened = OpenRunOperator(task_id="open_run", queue="default")
-    plan = StageOperator(task_id="plan", stage="search_plan", arguments={"generation": 0})
+    plan = StageOperator(task_id="plan", stage="search_plan", arguments={"generation": 0}, fan_out="search_trial")
     trials = StageOperator.partial(task_id="trial", stage="search_trial").expand(arguments=plan.output)
     closed = CloseRunOperator(task_id="close_run", last="train", queue="default")
     stages = [StageOperator(task_id=name, stage=name) for name in ("validate", "train")]
@@ -30,3 +30,17 @@ def fleet_chain():
 
 
 fleet_chain()
+
+
+@dag(start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule=None, default_args=DEFAULTS)
+def empty_chain():
+    """Tasks that do nothing, one after the other: what the executor itself takes."""
+
+    @task
+    def nothing() -> None:
+        pass
+
+    chain(*(nothing.override(task_id=f"nothing_{number}")() for number in range(6)))
+
+
+empty_chain()

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,19 +18,14 @@ from pathlib import Path
 import httpx
 import orchestration as o
 from debian import program
+from ports import free_port
 
 from mlx_tasks.stack.api import AirflowApi
 from mlx_tasks.stack.layout import Layout
 from mlx_tasks.stack.services import environment as stack_environment
 
 BUCKET, DAG = "artifacts", "fleet_chain"
-START_S = 120
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+START_S = 300
 
 
 def wait_for(what: str, look, seconds: float = START_S):

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import fleet_world
 import httpx
@@ -21,6 +23,7 @@ from fleet_world import BUCKET, DAG, Fleet, wait_for
 
 from mlx_tasks.environment_file import read_env_file
 from mlx_tasks.errors import DataError, ExitCode
+from mlx_tasks.fleet import worker
 from mlx_tasks.fleet.checks import clock, disk, fleet, overrides, workers
 from mlx_tasks.fleet.settings import WorkerSettings, default_name
 from mlx_tasks.fleet.worker import plain
@@ -56,6 +59,8 @@ def disturbed(world):
     wait_for("both workers", lambda: all("takes mlx" in world.processes.log(name) for name in processes))
     wait_for("its checkpoint's copy", lambda: any(key.endswith("/train/index.json") for key in world.stored()))
     root = psutil.Process(processes[victim].pid)
+    stage = next(one for one in root.children(recursive=True) if one.cmdline()[-1:] == ["train"])
+    environment = stage.environ()
     for process in (root, *root.children(recursive=True)):
         process.kill()
     world.processes.running.pop(victim).wait()
@@ -63,7 +68,7 @@ def disturbed(world):
     wait_for("the retry", again, RETRY_S)
     world.add_worker(victim)
     state = world.state("fleet", 600)
-    return {"victim": victim, "state": state, "tasks": world.tasks("fleet")}
+    return {"victim": victim, "state": state, "tasks": world.tasks("fleet"), "environment": environment}
 
 
 def test_a_stage_of_a_worker_that_died_starts_again_elsewhere(world, disturbed):
@@ -81,7 +86,7 @@ def test_it_goes_on_from_the_checkpoint_that_the_dead_worker_wrote(world, distur
 
 def test_what_a_stage_needs_comes_by_hash_from_the_store(world, disturbed):
     hosts = {task["task_id"]: task["hostname"] for task in disturbed["tasks"] if task["hostname"]}
-    assert set(hosts.values()) == {"alpha", "beta"}
+    assert {hosts["train"], disturbed["victim"]} == {"alpha", "beta"}
     assert hosts["validate"] and any("brought" in world.processes.log(name) for name in ("alpha", "beta"))
     run = "fleet"
     locks = []
@@ -110,6 +115,13 @@ def test_the_server_sees_a_whole_fleet(world, disturbed):
     assert all(one.state == "ok" for one in findings if one.check in ("workers", "queues", "API server")), findings
     names = next(one for one in findings if one.check == "workers").told
     assert "alpha" in names and "beta" in names
+
+
+def test_an_edge_worker_that_dies_is_started_again(world, disturbed):
+    """It comes back while the doctor is asked other things, under its name, which is free five heartbeats later."""
+    (edge,) = psutil.Process(world.processes.running["beta"].pid).children()
+    edge.kill()
+    wait_for("the news", lambda: "ended unasked (exit code -9) and is started again" in world.processes.log("beta"))
 
 
 def test_the_doctor_finds_nothing_wrong_where_nothing_is(world, disturbed):
@@ -151,9 +163,17 @@ def test_two_workers_of_one_folder_or_one_name_do_not_meet(world, disturbed):
     )  # fmt: skip
     assert second.returncode == ExitCode.BUSY and "worker alpha" in second.stderr
     world.add_worker("impostor", "--no-checks", "--name", "alpha")
-    wait_for("the refusal", lambda: "the name alpha is still taken" in world.processes.log("impostor"), 60)
+    wait_for("the refusal", lambda: "the name alpha is still taken" in world.processes.log("impostor"))
     world.processes.stop("impostor")
     assert {one["worker_name"] for one in told(world)} == {"alpha", "beta"}
+
+
+def test_the_edge_worker_that_died_is_back(world, disturbed):
+    """Only one that the server has taken has heartbeats; until then its name is its last life's."""
+    began, beta = datetime.now(UTC), lambda: [one for one in told(world) if one["worker_name"] == "beta"]
+    wait_for("its heartbeat", lambda: datetime.fromisoformat(beta()[0]["last_heartbeat"]) > began)
+    assert len(beta()) == 1 and beta()[0]["state"] == "idle"
+    assert "takes mlx" in world.processes.log("beta").partition("ended unasked")[2]
 
 
 def test_the_first_ctrl_c_lets_a_worker_go_and_the_server_knows(world, disturbed):
@@ -170,7 +190,9 @@ def test_no_worker_and_no_stage_holds_a_databases_address(world, disturbed):
     for process in (worker, *worker.children(recursive=True)):
         environment = process.environ()
         assert not any("postgresql" in value for value in environment.values())
-    assert "NOT_FOR_STAGES" in (o.ROOT / "plugins" / "stage_operator.py").read_text()
+    stage = disturbed["environment"]
+    assert stage["ADO_DVC_REMOTE"].startswith("s3://") and stage["MLFLOW_TRACKING_URI"] == world.mlflow
+    assert not any("postgresql" in value or world.secret in value for value in stage.values())
 
 
 # ---- without a control plane
@@ -197,6 +219,62 @@ def test_settings_say_what_is_missing(monkeypatch, tmp_path):
     assert "postgresql" not in str(environment) and overrides(environment).state == "ok"
     assert overrides({**environment, "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "3"}).state == "wrong"
     assert overrides({}).told == "tasks would be forks, and MLX survives no fork"
+
+
+def test_a_mac_is_kept_awake_by_a_process_beside_the_worker(tmp_path, monkeypatch):
+    """On macOS; here a program of that name stands in, which writes down its arguments and lives until it is told."""
+    (tmp_path / "caffeinate").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\nexec sleep 60\n')
+    (tmp_path / "caffeinate").chmod(0o755)
+    settings = WorkerSettings("http://a", "s" * 64, "http://b", Places(tmp_path, tmp_path, ""), ("mlx", "x"), "mini")
+    assert worker.awake_command(7) is None  # other systems do not fall asleep over work
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert worker.awake_command(7) == [str(tmp_path / "caffeinate"), "-i", "-s", "-w", "7"]
+    line = worker.command(settings)
+    assert Path(line[0]).name == "airflow" and line[1:3] == ["edge", "worker"]
+    assert line[3:9] == ["--queues", "mlx,x", "--concurrency", "1", "--edge-hostname", "mini"]
+    before = {process.pid for process in psutil.Process().children()}
+    with worker._kept_awake(os.getpid()):
+        wait_for("caffeinate", (tmp_path / "told").exists, 60)
+        beside = [process for process in psutil.Process().children() if process.pid not in before]
+        assert len(beside) == 1 and (tmp_path / "told").read_text().split()[-1] == str(os.getpid())
+    assert not beside[0].is_running()
+
+
+@pytest.fixture
+def lives(tmp_path, monkeypatch):
+    """`work` over programs in the edge worker's place that end with the codes given, one a life; (its code, lives)."""
+    settings = WorkerSettings("http://a", "s" * 64, "http://b", Places(tmp_path, tmp_path, ""), ("mlx",), "mini")
+    monkeypatch.setattr(worker, "HEARTBEAT_S", 0.01)
+
+    def run(codes, problems, settled_s=0.0):
+        left = iter(codes)
+        monkeypatch.setattr(worker, "SETTLED_S", settled_s)
+        monkeypatch.setattr(worker, "command", lambda _: [sys.executable, "-c", f"raise SystemExit({next(left)})"])
+        return worker.work(settings, problems), len(codes) - len(list(left))
+
+    return run
+
+
+def test_a_worker_waits_until_nothing_stands_against_its_next_life(lives, capfd):
+    found = iter([["clock: 600 s ahead"]] * 2 + [["MLflow: away"], []])
+    assert lives([3, 0, 7], lambda: next(found)) == (0, 2) and next(found, None) is None
+    waits = [line for line in capfd.readouterr().out.splitlines() if line.startswith("worker: waits")]
+    assert waits == ["worker: waits, for clock: 600 s ahead", "worker: waits, for MLflow: away"]
+
+
+def test_a_worker_that_never_served_ends_with_its_own_code(lives):
+    assert lives([3, 0], list, settled_s=60.0) == (3, 1)
+
+
+def test_ctrl_c_between_two_lives_is_an_end_that_was_asked_for(lives):
+    """With 0, or launchd would start it again."""
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    assert lives([3, 0], interrupted) == (0, 1)
 
 
 def test_an_environment_file_is_for_its_owner_alone(tmp_path):

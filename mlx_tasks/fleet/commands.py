@@ -37,7 +37,12 @@ def _worker(arguments: argparse.Namespace) -> int:
     if not arguments.no_checks and tell(examine(settings)):
         print("worker: not started; mend what is wrong, or --no-checks", flush=True)
         return int(ExitCode.UNAVAILABLE)
-    return work(settings)
+
+    def problems() -> list[str]:
+        found = [] if arguments.no_checks else examine(settings)
+        return [f"{one.check}: {' '.join(one.told.split())}" for one in found if one.state == "wrong"]
+
+    return work(settings, problems)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
