@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loop up follow down secrets worker test check bench chaos lock clean
+.PHONY: help setup demo loop up follow down secrets worker backup restore test check bench chaos trial lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,14 @@ secrets: ## write .env and worker.env for the control plane in containers and it
 worker: setup ## make this machine a worker of the control plane that worker.env names
 	@$(BIN)/mlx-tasks worker --env worker.env
 
+backup: ## copy what the control plane in containers keeps to backups/, while it runs
+	@include/compose/backup.sh
+
+restore: ## bring a backup back: make restore FROM=backups/... (REPLACE=yes over what is there)
+	@include/compose/restore.sh "$(FROM)" $(if $(REPLACE),--replace)
+
 test: setup ## every test, with the real components
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: setup ## lint, format, types
 	$(BIN)/ruff check .
@@ -46,8 +52,12 @@ BENCHMARKS := solver_order cpu_kernels steps_per_second metric_sanity feature_sp
 bench: setup ## the benchmarks that need no run; results go to benchmarks/results/
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-chaos: setup ## kill every part of a fleet while it trains, and tell what was lost (half an hour)
+chaos: setup ## kill every part of a fleet while it trains, and tell what was lost (an hour)
 	@$(BIN)/python benchmarks/chaos.py
+	@$(BIN)/python benchmarks/chaos_stages.py
+
+trial: setup ## start, kill, back up, destroy and restore the control plane in containers (root, Linux, an engine)
+	@$(BIN)/python benchmarks/compose_trial.py
 
 lock: setup ## resolve pyproject.toml again into requirements.lock (macOS arm64 and Linux in one)
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras \

@@ -9,7 +9,8 @@ from typing import Any
 
 from airflow.sdk import Asset, Param, TriggerRule, dag, task
 
-from mlx_tasks.assets import CHAMPION
+from mlx_tasks.assets import CHAMPION, in_order
+from mlx_tasks.dag_settings import ACCELERATOR, RETRIES
 from mlx_tasks.errors import RETRYABLE
 
 PARAMS = {
@@ -29,16 +30,14 @@ PARAMS = {
 }
 WHY = "why"
 """XCom key of a step's last words."""
-ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.get("ADO_QUEUE", "default")}
 
 
 def reference(params: dict[str, Any], events: Any) -> str:
     """The model to deploy: what the newest asset event names, or the form's."""
-    for found in (events or {}).values():
-        for event in reversed(list(found)):
-            extra = event.extra or {}
-            if extra.get("model") and extra.get("version"):
-                return f"{extra['model']}/{extra['version']}"
+    for event in reversed(in_order(events)):
+        extra = event.extra or {}
+        if extra.get("model") and extra.get("version"):
+            return f"{extra['model']}/{extra['version']}"
     return params["model"]
 
 
@@ -63,7 +62,7 @@ def step(*arguments: str, ti: Any = None) -> Any:
     catchup=False,
     tags=["diffusion", "serving"],
     params=PARAMS,
-    default_args={"retries": 1},
+    default_args=RETRIES,
     max_active_runs=1,
     is_paused_upon_creation=True,
 )

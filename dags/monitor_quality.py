@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import Asset, Param, dag, task
 
 from mlx_tasks.assets import QUALITY_ALERT
+from mlx_tasks.dag_settings import ACCELERATOR, RETRIES
 
 ALERT = Asset(QUALITY_ALERT)
 PARAMS = {
@@ -45,7 +46,6 @@ PARAMS = {
         6.0, type="number", minimum=0, title="Cooldown (h)", description="In which the same alert is not raised again."
     ),
 }
-ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.get("ADO_QUEUE", "default")}
 
 
 @dag(
@@ -54,7 +54,7 @@ ACCELERATOR = {"pool": os.environ.get("ADO_POOL", "mlx"), "queue": os.environ.ge
     catchup=False,
     tags=["diffusion", "monitoring"],
     params=PARAMS,
-    default_args={"retries": 1},
+    default_args=RETRIES,
     max_active_runs=1,
     is_paused_upon_creation=True,
 )

@@ -24,7 +24,14 @@ class ExitCode(IntEnum):
 
 
 RETRYABLE = frozenset(
-    {ExitCode.UNKNOWN, ExitCode.OUT_OF_MEMORY, ExitCode.INTERRUPTED, ExitCode.UNAVAILABLE, ExitCode.BUSY}
+    {
+        ExitCode.UNKNOWN,
+        ExitCode.OUT_OF_MEMORY,
+        ExitCode.INTERRUPTED,
+        ExitCode.CHECKPOINT,
+        ExitCode.UNAVAILABLE,
+        ExitCode.BUSY,
+    }
 )
 """Kinds for which running the stage again can help. A stage killed by a signal (negative or 128+) is retryable too."""
 
@@ -42,7 +49,7 @@ class DataError(StageError, ValueError):
 
 
 class CheckpointError(StageError):
-    """No checkpoint of a folder can be read, or none can be written."""
+    """A checkpoint cannot be written. The earlier ones stay; with room again, or elsewhere, the stage goes on."""
 
     exit_code = ExitCode.CHECKPOINT
 

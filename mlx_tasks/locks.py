@@ -68,21 +68,23 @@ def holder_of(path: Path) -> str:
 
 
 def accelerator(
-    hardware: Hardware, holder: str, say: Callable[[str], None] = logger.info
+    hardware: Hardware, holder: str, say: Callable[[str], None] = logger.info, wait_s: float | None = None
 ) -> contextlib.AbstractContextManager[None]:
     """Hold this machine's accelerator for the block: two trainings never share it, whatever workspace each is in.
 
-    Waits without end, or MLX_TASKS_LOCK_WAIT seconds.  Raises: BusyError.
+    Waits `wait_s` seconds; None: without end, or MLX_TASKS_LOCK_WAIT seconds.  Raises: BusyError.
     """
     name = hardware.kind
     if hardware.kind == "cuda":
         name += "-" + os.environ.get("CUDA_VISIBLE_DEVICES", "0").replace(",", "-").replace("/", "-")
-    wait = os.environ.get(WAIT_VARIABLE)
+    asked = os.environ.get(WAIT_VARIABLE)
+    if wait_s is None and asked:
+        wait_s = float(asked)
     return held(
         locks_folder() / f"{name}.lock",
         holder,
         what=f"the accelerator ({hardware.chip})",
-        wait_s=float(wait) if wait else None,
+        wait_s=wait_s,
         say=say,
     )
 

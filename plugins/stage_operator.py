@@ -22,7 +22,7 @@ from airflow.sdk import Asset, BaseOperator, BaseOperatorLink
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from mlx_tasks.assets import CHAMPION
+from mlx_tasks.assets import CHAMPION, in_order
 from mlx_tasks.catalog import dvc_target
 from mlx_tasks.errors import RETRYABLE, ExitCode
 from mlx_tasks.events import EVENTS_VARIABLE, parse_event
@@ -33,7 +33,12 @@ RESULT_KEY = "result"
 
 CHAMPION_ASSET = Asset(CHAMPION)
 
-NOT_FOR_STAGES = ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN")
+NOT_FOR_STAGES = (
+    "ADO_JWT_SECRET",
+    "AIRFLOW__API_AUTH__JWT_SECRET",
+    "AIRFLOW__CORE__FERNET_KEY",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+)
 """Airflow's own secrets: no stage has a use for them."""
 
 GRACE_S = 3.0
@@ -153,8 +158,7 @@ class OpenRunOperator(ProcessOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Hand the run on; returns what a person wants to see of it."""
         form = dict(context["params"])
-        events = [one for found in (context.get("triggering_asset_events") or {}).values() for one in found]
-        form["alerts"] = [*(form.get("alerts") or []), *(alert for one in events for alert in _alerts(one.extra or {}))]
+        form["alerts"] = [*(form.get("alerts") or []), *alerts_of(context.get("triggering_asset_events"))]
         run = self.call(context, "open-run", {"run_id": context["run_id"], "form": form})
         if run["mlflow_url"]:
             self._tell_mlflow_run(context, run["mlflow_url"])
@@ -169,29 +173,40 @@ class StageOperator(ProcessOperator):
         stage: the stage's name in the catalog.
         arguments: its integer arguments, for example {"generation": 0, "slot": 2}; templated, and may be mapped.
         commit: when to commit the run's params.yaml and dvc.lock on its branch: "before" or "after" the stage, or "".
+        fan_out: a stage with slots, which the next task is mapped over.
 
-    Returns: target, status, seconds and metrics; a search plan returns the trials' arguments instead, to map over.
+    Returns: target, status, seconds and metrics; with `fan_out` that stage's arguments instead, one a slot.
     """
 
     template_fields: Sequence[str] = ("arguments",)
 
-    def __init__(self, *, stage: str, arguments: dict[str, int] | None = None, commit: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stage: str,
+        arguments: dict[str, int] | None = None,
+        commit: str = "",
+        fan_out: str = "",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.arguments = arguments or {}
         self.commit = commit
+        self.fan_out = fan_out
 
     def execute(self, context: Any) -> Any:
         """Run the stage; hand its lock entry on."""
         run, locks = self.upstream_results(context)
         arguments = {key: int(value) for key, value in self.arguments.items()}
         spec = {"run": run, "stage": self.stage, "arguments": arguments, "locks": locks, "commit": self.commit}
+        spec["fan_out"] = self.fan_out
         self.log.info("stage %s of run %s", dvc_target(self.stage, **arguments), run["run_id"])
         result = self.call(context, "node", spec)
-        trials = result.pop("trials", None)
+        mapped = result.pop("fan_out", None)
         self.mlflow_url = result.get("mlflow_url") or self.mlflow_url
         context["ti"].xcom_push(key=RESULT_KEY, value=result)
-        return trials or {key: result[key] for key in ("target", "status", "seconds", "metrics")}
+        return mapped or {key: result[key] for key in ("target", "status", "seconds", "metrics")}
 
 
 class ReportOperator(StageOperator):
@@ -239,10 +254,14 @@ class CloseRunOperator(ProcessOperator):
         return self.call(context, "close-run", {"run": run, "locks": locks, "succeeded": self.last in locks})
 
 
-def _alerts(extra: dict[str, Any]) -> list[dict[str, Any]]:
-    """The alerts of a monitor's asset event, each with the version it is about."""
-    about = {"begin_with": f"{extra['name']}/{extra['version']}"} if extra.get("name") and extra.get("version") else {}
-    return [one | about for one in extra.get("alerts", [])]
+def alerts_of(triggering_asset_events: Any) -> list[dict[str, Any]]:
+    """The alerts of a monitor's asset events, each with the version it is about; the newest come last."""
+    alerts = []
+    for extra in (event.extra or {} for event in in_order(triggering_asset_events)):
+        named = extra.get("name") and extra.get("version")
+        about = {"begin_with": f"{extra['name']}/{extra['version']}"} if named else {}
+        alerts += [one | about for one in extra.get("alerts", [])]
+    return alerts
 
 
 def failure(code: int, message: str, command: str) -> AirflowException:

@@ -26,12 +26,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hardware.prepare()
 
 
+LONGEST = ("test_end_to_end", "test_fleet", "test_distributed_training", "test_deploy", "test_rl_stage")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parent.parent
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: two, or three from four cores on; much of the time a stack's services are waited for."""
+    return 3 if (os.cpu_count() or 1) >= 4 else 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that the others run beside it (`-n 2 --dist loadfile`)."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    """The longest files first, so that the others run beside them (`--dist loadfile`)."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))

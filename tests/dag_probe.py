@@ -40,7 +40,7 @@ def refusal(conf: dict[str, object]) -> str | None:
 
 tasks = {
     task.task_id: {
-        **{name: attribute(task, name) for name in ("stage", "arguments", "commit")},
+        **{name: attribute(task, name) for name in ("stage", "arguments", "commit", "fan_out", "map_index_template")},
         "mapped": task.is_mapped,
         "pool": task.pool,
         "queue": task.queue,

@@ -6,11 +6,13 @@ takes seconds and a test decides how a stage ends (`behaviour.json` in the check
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,3 +125,43 @@ def mlx_tasks(env: dict[str, str], *arguments: str, stdin: str = "") -> subproce
         env=env, input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
         cwd=env["ADO_STATE"],
     )  # fmt: skip
+
+
+def result_of(output: str) -> dict[str, Any]:
+    """The last event that a command told."""
+    from mlx_tasks.events import parse_event
+
+    events = [event for line in output.splitlines() if (event := parse_event(line))]
+    assert events, output
+    return events[-1]
+
+
+def open_run(env: dict[str, str], run_id: str = "manual__2026-01-02T03:04:05+00:00", **form: Any) -> dict[str, Any]:
+    """The run that a filled-in form opens."""
+    done = mlx_tasks(env, "open-run", "--spec", json.dumps({"run_id": run_id, "form": form}))
+    assert done.returncode == 0, done.stdout
+    return result_of(done.stdout)
+
+
+def spec(
+    run: dict[str, Any],
+    stage: str,
+    locks: dict[str, Any] | None = None,
+    commit: str = "",
+    fan_out: str = "",
+    **arguments: int,
+) -> str:
+    """What a node is asked to do, as JSON."""
+    values = {"run": run, "stage": stage, "arguments": arguments, "locks": locks or {}, "commit": commit}
+    return json.dumps(values | {"fan_out": fan_out})
+
+
+def node(env: dict[str, str], *args: Any, **kwargs: Any) -> tuple[int, dict[str, Any], str]:
+    """(exit code, result, output) of a node; arguments as `spec`."""
+    done = mlx_tasks(env, "node", "--spec", "-", stdin=spec(*args, **kwargs))
+    return done.returncode, result_of(done.stdout), done.stdout
+
+
+def workspace(env: dict[str, str], run: dict[str, Any]) -> Path:
+    """A run's workspace."""
+    return Path(env["ADO_STATE"]) / "workspaces" / run["slug"]

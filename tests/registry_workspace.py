@@ -7,7 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_tasks.config import Config, Model
+from mlx_tasks.config import Config
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion import NoiseSchedule
 from mlx_tasks.hardware import detect
 from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, save_image_text

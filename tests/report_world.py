@@ -335,7 +335,8 @@ def write_workspace(root):
         _write(root / "work/scores/grids" / f"strip-{role}.png", _pictures()[1])
     seconds = {"validate": 14.0, "train": 231.0, "distill": 128.0, "search_plan_0": 3.1, "search_trial@0-0": 12.0,
                "search_trial@1-0": 13.0, "search_plan_1": 3.0, "search_select": 61.0, "tune": 74.0, "image_text": 17.0,
-               "evaluate": 71.0, "register": 9.0, "report": 1.0}  # fmt: skip
+               "score_share@10": 20.0, "score_share@2": 30.0, "evaluate": 21.0, "register": 9.0,
+               "report": 1.0}  # fmt: skip
     for target, took in seconds.items():
         record = {
             "target": target,

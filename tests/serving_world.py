@@ -3,13 +3,13 @@
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import httpx
 import numpy as np
+from ports import free_port
 from registry_workspace import write_small_bundle
 
 from mlx_tasks.models.bundle import read_bundle
@@ -30,9 +30,7 @@ class Server:
     """`mlx-tasks serve` on a free loopback port."""
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None, key: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.arguments, self.env = ["--port", str(port), "--poll", "0.1", *arguments], {**os.environ, **(env or {})}
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +118,9 @@ def test_a_run_is_opened_a_stage_runs_and_only_small_values_travel(runner, monke
     lines = logged(runner.operators, monkeypatch)
     shown = runner.run(runner.opened, {"seed": 4, "promotion": "off", "overrides": None})
     assert shown["branch"].startswith("runs/manual__2026-01-02T03-04-05-00-00-")
-    plan = runner.stage("plan", runner.opened, stage="search_plan", arguments={"generation": "0"})
+    plan = runner.stage(
+        "plan", runner.opened, stage="search_plan", arguments={"generation": "0"}, fan_out="search_trial"
+    )
     assert runner.run(plan) == [{"generation": 0, "slot": slot} for slot in (0, 1, 2)]
     assert "[search_plan_0] 2/2 steps" in "\n".join(lines)
     assert not any("::mlx-tasks::" in line for line in lines)
@@ -126,6 +130,8 @@ def test_a_run_is_opened_a_stage_runs_and_only_small_values_travel(runner, monke
         "seconds": pytest.approx(5, abs=60),
     }  # fmt: skip
     assert runner.run(trial)["status"] == "cached"
+    shares = runner.stage("shares", trial, stage="validate", fan_out="score_share")
+    assert runner.run(shares) == [{"slot": 0}, {"slot": 1}]  # evaluate.slots, with no arguments of the stage before
     assert all(len(json.dumps(value)) < 16_000 for values in runner.xcom.values() for value in values)
     close = runner.operators.CloseRunOperator(task_id="close_run", last="validate", dag=runner.dag)
     trial >> close
@@ -138,6 +144,22 @@ def test_a_run_is_opened_a_stage_runs_and_only_small_values_travel(runner, monke
 def test_a_bad_value_fails_the_first_task_for_good(runner, operators):
     with pytest.raises(operators.AirflowFailException, match=r"BAD_INPUT.*train\.resolutions"):
         runner.run(runner.opened, {"resolutions": [9]})
+
+
+def test_the_newest_alert_comes_last_in_whatever_order_airflow_gives_them(operators):
+    """The last one's version is where a run begins again."""
+    events = [
+        SimpleNamespace(
+            extra={"name": "digits", "version": str(day), "alerts": [{"metric": "drift", "message": f"day {day}"}]},
+            timestamp=datetime(2026, 1, day, tzinfo=UTC),
+        )
+        for day in (2, 3, 1)
+    ]
+    for order in permutations([*events, SimpleNamespace(extra=None, timestamp=datetime(2026, 1, 4, tzinfo=UTC))]):
+        alerts = operators.alerts_of({"quality_alert": order})
+        assert [one["begin_with"] for one in alerts] == ["digits/1", "digits/2", "digits/3"]
+        assert [one["message"] for one in alerts] == ["day 1", "day 2", "day 3"]
+    assert operators.alerts_of(None) == operators.alerts_of({}) == []
 
 
 @pytest.mark.parametrize("code", [*ExitCode, 255, 137, 139, -9])

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 
 from mlx_tasks.stack import services
 from mlx_tasks.stack.api import AirflowApi
-from mlx_tasks.stack.layout import Layout, next_free
+from mlx_tasks.stack.layout import Layout
 from mlx_tasks.stack.secrets import load_secrets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ class Airflow:
 
     def __init__(self, folder: Path) -> None:
         os.environ["ADO_STATE"] = str(folder)
-        os.environ["ADO_AIRFLOW_PORT"] = str(next_free(23000 + os.getpid() % 20000))
+        os.environ["ADO_AIRFLOW_PORT"] = str(free_port())
         try:
             self.layout = Layout.of(ROOT)
         finally:
@@ -252,7 +253,7 @@ def test_a_real_alertmanager_starts_one_run(airflow, tmp_path):
         config = config.replace(slow, fast)
     (tmp_path / "alertmanager.yml").write_text(config)
     (tmp_path / "alert_token").write_text(airflow.secrets["alert_token"])
-    port = next_free(25000 + os.getpid() % 20000)
+    port = free_port()
     command = [
         program("prometheus-alertmanager", "prometheus-alertmanager"), f"--config.file={tmp_path}/alertmanager.yml",
         f"--storage.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=",

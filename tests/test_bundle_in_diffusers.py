@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel

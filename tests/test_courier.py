@@ -6,7 +6,8 @@ import sys
 import time
 
 import pytest
-from fleet_world import Processes, answers, free_port, wait_for
+from fleet_world import Processes, answers, wait_for
+from ports import free_port
 
 from mlx_tasks.files import atomic_write_text
 from mlx_tasks.workspace import courier as module

@@ -22,7 +22,14 @@ HEAVY = ("mlx", "torch", "mlflow", "dvc", "optuna", "gymnasium", "stable_baselin
 
 GOOD: list[dict[str, Any]] = [
     {},
-    {"resolutions": [8, 16], "steps_to_reach": 4, "search_trials": 2, "ppo_steps": 64, "nfe_budgets": [4, 8]},
+    {
+        "resolutions": [8, 16],
+        "steps_to_reach": 4,
+        "search_trials": 2,
+        "score_tasks": 4,
+        "ppo_steps": 64,
+        "nfe_budgets": [4, 8],
+    },
     {"promotion": "off", "seed": 7, "overrides": {"train.steps": 10, "model.block_out_channels": [8, 16]}},
     {"gate_limits": [{"metric": "frechet_distance", "direction": "below", "limit": 0.2}], "dataset": "/data/images"},
 ]
@@ -32,6 +39,7 @@ BAD: list[dict[str, Any]] = [
     {"resolutions": []},
     {"steps_to_reach": 0},
     {"search_trials": 65},
+    {"score_tasks": 0},
     {"ppo_steps": 1},
     {"nfe_budgets": [1]},
     {"methods": ["magic"]},
@@ -99,6 +107,10 @@ def test_the_dag_dvc_and_the_catalog_name_the_same_stages(probe):
         assert name in (command[1], f"{command[1]}_{command[-1]}")
         assert STAGES[command[1]].module.replace(".", "/") + ".py" in stage["deps"]
     assert pipeline["search_trial"]["matrix"]["generation"] == list(range(SEARCH_GENERATIONS))
+    for name, stage in STAGES.items():
+        assert bool(stage.slots) == ("slot" in stage.arguments)
+        if stage.slots:
+            assert pipeline[name]["matrix"]["slot"] == f"${{{stage.slots}}}"
 
 
 def test_the_chain_runs_in_dvcs_order(probe):
@@ -109,7 +121,8 @@ def test_the_chain_runs_in_dvcs_order(probe):
         return direct.union(*(before(name) for name in direct))
 
     order = ["open_run", "validate", "train", "distill", "search.plan_0", "search.trial_0", "search.plan_1"]
-    order += ["search.trial_1", "search.select", "tune", "evaluate.features", "evaluate.image_text", "evaluate.scores"]
+    order += ["search.trial_1", "search.select", "tune", "evaluate.features", "evaluate.image_text"]
+    order += ["evaluate.score", "evaluate.gather"]
     order += ["register.register", "register.report", "close_run"]
     assert set(order) == set(tasks) - {"announce"}
     assert before("announce") == set(order) - {"close_run"}
@@ -117,7 +130,12 @@ def test_the_chain_runs_in_dvcs_order(probe):
         assert before(task_id) >= set(order[:position])
     groups = list(dict.fromkeys(name.split(".")[0] for name in order))
     assert groups[1:-1] == ["validate", "train", "distill", "search", "tune", "evaluate", "register"]
-    assert [name for name in order if tasks[name]["mapped"]] == ["search.trial_0", "search.trial_1"]
+    mapped = [name for name in order if tasks[name]["mapped"]]
+    assert mapped == ["search.trial_0", "search.trial_1", "evaluate.score"]
+    for name in mapped:  # mapped over what the one task before it hands on, and told apart in the grid
+        (before_it,) = tasks[name]["upstream"]
+        assert tasks[before_it]["fan_out"] == tasks[name]["stage"]
+        assert tasks[name]["map_index_template"] == "slot {{ task.arguments['slot'] }}"
 
 
 def test_what_computes_with_mlx_takes_the_one_slot_pool(probe):
@@ -141,7 +159,7 @@ def test_nodes_link_to_mlflow_and_the_last_one_to_the_report(probe):
 
 
 def test_every_field_of_the_form_is_typed_and_described(probe):
-    names = ["preset", "dataset", "resolutions", "steps_to_reach", "search_trials", "methods"]
+    names = ["preset", "dataset", "resolutions", "steps_to_reach", "search_trials", "score_tasks", "methods"]
     names += ["ppo_steps", "nfe_budgets"]
     names += ["gate_limits", "promotion", "seed", "start_from", "begin_with", "alerts", "reason", "overrides"]
     assert list(probe["form"]) == names
@@ -168,6 +186,7 @@ def test_what_the_form_lets_through_the_tree_judges_too():
     assert overrides({"promotion": "off", "search_trials": 3, "seed": 0, "resolutions": [8]}) == {
         "train.resolutions": [8], "search.slots": [0, 1, 2], "gate.promote": False, "seed": 0,
     }  # fmt: skip
+    assert overrides({"score_tasks": 2}) == {"evaluate.slots": [0, 1]}
     assert overrides({"seed": 1, "overrides": {"seed": 2}}) == {"seed": 2}
     assert overrides({"seed": None, "dataset": "", "nfe_budgets": [], "promotion": "preset"}) == {}
     assert resolve(ROOT, {"overrides": {"distill.target_steps": 4}}).distill.step_counts[-1] == 4
@@ -196,6 +215,7 @@ EDGES = (
     "fleet",
     "report",
     "monitoring",
+    "hosts",
     "cli",
     "data",
 )

@@ -2,6 +2,8 @@
 
 import shutil
 import uuid
+from datetime import UTC, datetime
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,7 +204,7 @@ def test_the_dags_steps_put_a_champion_into_service_and_take_it_back(two_version
     dag = load_dag(repository, "deploy_champion")
     calls = {name: dag.get_task(name).python_callable for name in ("canary", "swap", "verify", "roll_back")}
     form = {"model": f"{name}@champion", "url": ""}
-    event = SimpleNamespace(extra={"model": name, "version": "1"})
+    event = SimpleNamespace(extra={"model": name, "version": "1"}, timestamp=datetime(2026, 1, 1, tzinfo=UTC))
     told = Instance()
     found = calls["canary"](params=form, triggering_asset_events={"champion_model": [event]}, ti=told.of("canary"))
     assert (found["name"], found["version"]) == (name, "1")
@@ -266,6 +268,19 @@ def load_dag_module(repository, name):
 
 def load_dag(repository, name):
     return getattr(load_dag_module(repository, name), name)()
+
+
+def test_the_newest_promotion_is_deployed_in_whatever_order_airflow_gives_them(repository):
+    """A DAG that was paused is given every event since its last run."""
+    reference = load_dag_module(repository, "deploy_champion").reference
+    day = lambda number: datetime(2026, 1, number, tzinfo=UTC)  # noqa: E731
+    events = [
+        SimpleNamespace(extra={"model": "digits", "version": str(number)}, timestamp=day(number))
+        for number in (2, 3, 1)
+    ]
+    for order in permutations([*events, SimpleNamespace(extra=None, timestamp=day(4))]):
+        assert reference({"model": "form@champion"}, {"champion_model": order}) == "digits/3"
+    assert reference({"model": "form@champion"}, {}) == "form@champion" == reference({"model": "form@champion"}, None)
 
 
 def test_deploy_runs_its_steps_in_order_and_rolls_back_only_on_failure(repository):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from training_world import digits
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.distillation import StudentOptions, distill_steps, guided_velocity, halving_loss, halving_steps
 from mlx_tasks.distillation.gate import Judge, judge_student

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.bundle import Sampler, read_bundle, write_bundle

@@ -6,7 +6,7 @@ import json
 import diffusers
 import pytest
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 

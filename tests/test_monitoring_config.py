@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import httpx
 import pytest
 import yaml
 from debian import program
+from ports import free_port
 from serving_world import Server, bundle_with_reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +23,6 @@ def run(*command, **options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def _fresh(repository):
     [
         (DataError("the rule, the value, the fix"), ExitCode.BAD_INPUT, "the rule, the value, the fix"),
         (DivergedError(7, 0.25), ExitCode.DIVERGED, "step 7; last finite loss 0.25"),
-        (CheckpointError("none is whole"), ExitCode.CHECKPOINT, "none is whole"),
+        (CheckpointError("the disk is full"), ExitCode.CHECKPOINT, "the disk is full"),
         (InterruptedStageError("stop"), ExitCode.INTERRUPTED, "stop"),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
         (MemoryError("bad"), ExitCode.OUT_OF_MEMORY, "out of memory"),

@@ -174,9 +174,9 @@ def test_nodes_stand_in_the_chains_order_and_cached_ones_do_not_count_as_work(wo
     nodes = read_json(workspace / "work" / "report" / "report.json")["nodes"]
     assert [node["target"] for node in nodes] == [
         "validate", "train", "distill", "search_plan_0", "search_trial@0-0", "search_plan_1", "search_trial@1-0",
-        "search_select", "tune", "image_text", "evaluate", "register",
+        "search_select", "tune", "image_text", "score_share@2", "score_share@10", "evaluate", "register",
     ]  # fmt: skip
-    assert "10 min 22 s of work in 11 stages; 1 unchanged" in " ".join(" ".join(_parsed(page).text).split())
+    assert "10 min 22 s of work in 13 stages; 1 unchanged" in " ".join(" ".join(_parsed(page).text).split())
 
 
 def test_earlier_runs_stand_beside_this_one_and_what_does_not_compare_is_said(page):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_tasks import hardware
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.domains.book import Entry, SettingsBook, entries_of_run
 from mlx_tasks.domains.features import NAMES

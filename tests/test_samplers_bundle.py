@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion import NoiseSchedule
 from mlx_tasks.models.bundle import Bundle, Sampler
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel

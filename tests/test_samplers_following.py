@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 from mlx_tasks.samplers import network_denoiser

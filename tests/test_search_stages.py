@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_tasks import hardware
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.data.loader import ImageSet, to_float
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError

@@ -52,6 +52,12 @@ def page(browser, server, request):
     opened.close()
 
 
+def wait_for_images(page, where):
+    """Return once images are there.  Raises: AssertionError with the page's words where they are refused."""
+    page.wait_for_selector(f"{where} img, #message:not([hidden])", timeout=60_000)
+    assert page.is_hidden("#message"), page.inner_text("#message")
+
+
 def shown(page, where):
     return page.locator(f"{where} img").evaluate_all("all => all.map(one => one.src.split(',')[1])")
 
@@ -61,7 +67,7 @@ def test_it_draws_what_the_route_draws(page, server):
     page.fill("#seed", "40")
     page.fill("#n", "3")
     page.click("#draw")
-    page.wait_for_selector("#single img")
+    wait_for_images(page, "#single")
     expected = [one["b64_json"] for one in server.draw(**{"class": "two", "n": 3, "seed": 40}).json()["data"]]
     assert shown(page, "#single") == expected
     assert "2 evaluations" in page.inner_text("#single .timing") and "ms drawn" in page.inner_text("#single .timing")
@@ -80,7 +86,7 @@ def test_two_schedules_from_the_same_seeds_lie_over_each_other(page, server):
     page.select_option("#side-b .solver", "unipc_2")
     page.fill("#side-b .guidance", "2")
     page.click("#draw")
-    page.wait_for_selector("#versus .over img")
+    wait_for_images(page, "#versus .over")
     label = page.input_value("#label")
     a = server.draw(**{"class": label, "n": 2, "seed": 1, "quality": "fast"}).json()["data"]
     b = server.draw(
@@ -107,7 +113,7 @@ def test_the_keyboard_is_enough(page):
             break
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#single img")
+    wait_for_images(page, "#single")
     assert page.input_value("#seed") == "2" and "seed 2" in page.inner_text("#single figcaption >> nth=0")
 
 
@@ -118,7 +124,7 @@ def test_what_cannot_be_drawn_is_said_and_the_form_stays(page):
     assert "zero, one, two" in page.inner_text("#message")
     page.fill("#prompt", "a one")
     page.click("#draw")
-    page.wait_for_selector("#single img")
+    wait_for_images(page, "#single")
     assert page.is_hidden("#message") and page.inner_text("#draw") == "Draw"
 
 
@@ -126,7 +132,7 @@ def test_what_cannot_be_drawn_is_said_and_the_form_stays(page):
 def test_a_phone_is_wide_enough(page):
     page.check("#compare")
     page.click("#draw")
-    page.wait_for_selector("#versus .over img")
+    wait_for_images(page, "#versus .over")
     page.click("summary")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     boxes = page.locator("button, select:visible, input:visible").evaluate_all(
@@ -174,5 +180,5 @@ def contrast(one, other):
 
 def test_pictures_are_pngs(page):
     page.click("#draw")
-    page.wait_for_selector("#single img")
+    wait_for_images(page, "#single")
     assert base64.b64decode(shown(page, "#single")[0]).startswith(b"\x89PNG")

@@ -9,12 +9,13 @@ import time
 
 import psutil
 import pytest
+from ports import free_port
 
 from mlx_tasks.errors import BusyError, DataError, UnavailableError
 from mlx_tasks.files import read_json, write_json
 from mlx_tasks.stack import supervisor
 from mlx_tasks.stack.follow import nodes_of
-from mlx_tasks.stack.layout import Layout, is_free, next_free
+from mlx_tasks.stack.layout import Layout, is_free
 from mlx_tasks.stack.secrets import load_secrets
 from mlx_tasks.stack.services import Service, environment
 
@@ -29,8 +30,8 @@ time.sleep(600)
 @pytest.fixture
 def layout(tmp_path, repository, monkeypatch):
     monkeypatch.setenv("ADO_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("ADO_AIRFLOW_PORT", str(next_free(20000 + os.getpid() % 20000)))
-    monkeypatch.setenv("ADO_MLFLOW_PORT", str(next_free(int(os.environ["ADO_AIRFLOW_PORT"]))))
+    monkeypatch.setenv("ADO_AIRFLOW_PORT", str(free_port()))
+    monkeypatch.setenv("ADO_MLFLOW_PORT", str(free_port()))
     return Layout.of(repository)
 
 

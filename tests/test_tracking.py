@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -10,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from ports import free_port
 
 from mlx_tasks.config import Config
 from mlx_tasks.errors import BusyError, DataError, InterruptedStageError, UnavailableError
@@ -146,9 +146,7 @@ def test_flatten():
 
 
 def test_no_server_at_the_start_is_a_clear_error_before_any_work(tmp_path, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    uri = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(mlflow_tracker, "START_PATIENCE_S", 0.5)
     started = time.monotonic()

@@ -11,7 +11,7 @@ import torch
 from mlx.utils import tree_flatten, tree_unflatten
 from training_world import digits
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError, OutOfMemoryError
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel

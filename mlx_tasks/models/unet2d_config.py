@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mlx_tasks.config import Model
+from mlx_tasks.config_training import Model
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.activations import ACTIVATIONS
 

@@ -29,7 +29,8 @@ DIGEST_TAG = "mlx_tasks.bundle_digest"
 
 CODE = (
     "__init__.py",
-    "config.py",
+    "config_base.py",
+    "config_training.py",
     "errors.py",
     "files.py",
     "hardware.py",

@@ -215,13 +215,14 @@ def _nodes(root: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: _place(record["target"]))
 
 
-def _place(target: str) -> tuple[int, str]:
-    """Where a target stands: the stage's row in the catalog, plans beside their generation's trials."""
+def _place(target: str) -> tuple[int, str, list[int]]:
+    """Where a target stands: the stage's row in the catalog, plans beside their generation's trials, slots in order."""
     stage, _, values = target.partition("@")
+    slot = [int(value) for value in values.split("-") if value.isdigit()]
     generation = values[:1]
     if stage.startswith("search_plan_"):
         stage, generation = "search_plan", stage[-1]
     order = list(STAGES)
     if stage in ("search_plan", "search_trial"):
-        return order.index("search_plan"), f"{generation}{stage}{values}"
-    return (order.index(stage) if stage in order else len(order)), target
+        return order.index("search_plan"), f"{generation}{stage}", slot
+    return (order.index(stage) if stage in order else len(order)), stage, slot

@@ -81,7 +81,7 @@ class Architecture:
         """The network's diffusers config; `num_classes` real classes, the empty label comes after them."""
         from dataclasses import replace
 
-        from mlx_tasks.config import Model
+        from mlx_tasks.config_training import Model
         from mlx_tasks.models.unet2d import UNet2DConfig
 
         model = Model(

@@ -159,7 +159,12 @@ def loop(root: Path, model: str, damage: str) -> int:
             timeline.tell("refused", "no new champion: see the run's report; the old version is put back whole")
             return _finish(timeline, load, 1)
         timeline.tell("champion", f"{model}/{newest.version} is champion")
-        _wait("the new champion in service", lambda: _served(layout.server_url, newest.version), PATIENCE_S)
+        _wait(
+            "the new champion in service",
+            lambda: _served(layout.server_url, newest.version),
+            PATIENCE_S,
+            lambda: _told_by_deployment(api, began, layout.server_url),
+        )
         timeline.tell("swapped", f"{model}/{newest.version} serves")
         load.pause_s = PAUSE_S
         _wait_for_images(folder, newest.version)
@@ -284,17 +289,41 @@ def _last_state(api: AirflowApi, dag_id: str) -> str | None:
     return runs[0]["state"] if runs and all(run["state"] in ("success", "failed") for run in runs) else None
 
 
+def _told_by_deployment(api: AirflowApi, since: float, url: str) -> str:
+    """Where the deployment begun since then stands, and the server.  Raises: UnavailableError if it failed."""
+    run_id = _started(api, DEPLOY, since)
+    if run_id is None:
+        return f"no run of {DEPLOY} has started"
+    state, tasks = api.run(DEPLOY, run_id)["state"], api.tasks(DEPLOY, run_id)
+    states = [f"{task['task_id']} {task['state'] or 'waits'} (try {task['try_number']})" for task in tasks]
+    whys = [api.xcom(DEPLOY, run_id, task, "why") for task in tasks]
+    with contextlib.suppress(httpx.HTTPError, ValueError):
+        whys.append(httpx.get(f"{url}/readyz", timeout=5, trust_env=False).json().get("problem"))
+    told = "; ".join([", ".join(states), *(why for why in whys if why)])
+    if state == "failed":
+        raise UnavailableError(f"{DEPLOY} failed, so that the new champion does not serve: {told}")
+    return f"{DEPLOY} is {state}: {told}"
+
+
 def _statuses(api: AirflowApi, run_id: str) -> dict[str, str]:
     """Target -> ran or cached, as the nodes told."""
     results = [api.xcom(OPTIMIZE, run_id, task, "result") for task in api.tasks(OPTIMIZE, run_id)]
     return {result["target"]: result["status"] for result in results if result and "target" in result}
 
 
-def _wait(what: str, look: Callable[[], Any], patience_s: float) -> Any:
-    """What `look` finds, once it does.  Raises: UnavailableError naming what was waited for."""
-    deadline = time.monotonic() + patience_s
+def _wait(what: str, look: Callable[[], Any], patience_s: float, stands: Callable[[], str] = lambda: "") -> Any:
+    """What `look` finds, once it does.
+
+    stands: says where it stands, or raises where waiting has no use; asked every five seconds.
+    Raises: UnavailableError naming what was waited for.
+    """
+    began = told = time.monotonic()
+    last = ""
     while not (found := look()):
-        if time.monotonic() > deadline:
-            raise UnavailableError(f"{what} did not come within {patience_s:g} s")
+        now = time.monotonic()
+        if now - told > 5.0:
+            told, last = now, stands()
+        if now - began > patience_s:
+            raise UnavailableError(f"{what} did not come within {patience_s:g} s{': ' * bool(last)}{last}")
         time.sleep(0.5)
     return found
