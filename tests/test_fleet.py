@@ -118,7 +118,11 @@ def test_the_server_sees_a_whole_fleet(world, disturbed):
 
 
 def test_an_edge_worker_that_dies_is_started_again(world, disturbed):
-    """It comes back while the doctor is asked other things, under its name, which is free five heartbeats later."""
+    """It comes back while the doctor is asked other things, under its name, which is free five heartbeats later.
+
+    However young it is: beta's may be of the life that `disturbed` began.
+    """
+    wait_for("the control plane's word", (world.folder / "beta/state/worker/edge.pid").exists)
     (edge,) = psutil.Process(world.processes.running["beta"].pid).children()
     edge.kill()
     wait_for("the news", lambda: "ended unasked (exit code -9) and is started again" in world.processes.log("beta"))
@@ -247,10 +251,13 @@ def lives(tmp_path, monkeypatch):
     settings = WorkerSettings("http://a", "s" * 64, "http://b", Places(tmp_path, tmp_path, ""), ("mlx",), "mini")
     monkeypatch.setattr(worker, "HEARTBEAT_S", 0.01)
 
-    def run(codes, problems, settled_s=0.0):
+    def run(codes, problems, settled_s=0.0, does="pass"):
         left = iter(codes)
         monkeypatch.setattr(worker, "SETTLED_S", settled_s)
-        monkeypatch.setattr(worker, "command", lambda _: [sys.executable, "-c", f"raise SystemExit({next(left)})"])
+        line = lambda pid: f"pid = {str(pid)!r}; {does}; raise SystemExit({next(left)})"  # noqa: E731
+        monkeypatch.setattr(
+            worker, "command", lambda settings: [sys.executable, "-c", line(settings.home / "edge.pid")]
+        )
         return worker.work(settings, problems), len(codes) - len(list(left))
 
     return run
@@ -265,6 +272,13 @@ def test_a_worker_waits_until_nothing_stands_against_its_next_life(lives, capfd)
 
 def test_a_worker_that_never_served_ends_with_its_own_code(lives):
     assert lives([3, 0], list, settled_s=60.0) == (3, 1)
+
+
+@pytest.mark.parametrize("after", ["pass", "print('taken', flush=True); time.sleep(1); os.unlink(pid)"])
+def test_a_worker_that_was_taken_is_started_again_however_young(lives, after):
+    """The edge worker leaves its pid file where it is killed, and removes it where it fails."""
+    does = f"import os, time; open(pid, 'w').close(); {after}"
+    assert lives([3, 0], list, settled_s=60.0, does=does) == (0, 2)
 
 
 def test_ctrl_c_between_two_lives_is_an_end_that_was_asked_for(lives):

@@ -27,7 +27,7 @@ TAKEN = "already active"
 """What the control plane says of a name that a living worker has, or one that died less than five heartbeats ago."""
 PATIENCE_S = 12 * HEARTBEAT_S
 SETTLED_S = 60.0
-"""A worker that ends unasked before has never served: that is for a person, or a service manager, to look at."""
+"""A worker that the control plane never took and that ends unasked before is for a person, or a service manager."""
 KILL_S = 30.0
 
 
@@ -63,7 +63,7 @@ def _serve(settings: WorkerSettings, problems: Callable[[], list[str]]) -> int:
                 )
             print(f"worker: the name {settings.name} is still taken by its last life; waiting", flush=True)
             time.sleep(HEARTBEAT_S)
-        elif time.monotonic() - began < SETTLED_S:
+        elif not end.served and time.monotonic() - began < SETTLED_S:
             return end.code
         else:
             print(f"worker: the edge worker ended unasked (exit code {end.code}) and is started again", flush=True)
@@ -90,11 +90,16 @@ def awake_command(pid: int) -> list[str] | None:
 
 @dataclass(frozen=True)
 class _End:
-    """How a worker ended: its code, the last lines it wrote, and whether a signal to this process asked for it."""
+    """How a worker ended: its code and the last lines it wrote.
+
+    asked: by a signal to this process.
+    served: the control plane was seen to have taken it.
+    """
 
     code: int
     said: str
     asked: bool
+    served: bool
 
 
 def _wait_until_fit(problems: Callable[[], list[str]]) -> None:
@@ -109,7 +114,8 @@ def _wait_until_fit(problems: Callable[[], list[str]]) -> None:
 
 def _once(settings: WorkerSettings) -> _End:
     """Run the worker to its end."""
-    (settings.home / "edge.pid").unlink(missing_ok=True)  # of a killed one; the lock says that none runs
+    taken = settings.home / "edge.pid"  # the edge worker writes it once the control plane has taken it
+    taken.unlink(missing_ok=True)  # of a killed one; the lock says that none runs
     process = subprocess.Popen(
         command(settings), env=settings.environment(), cwd=settings.places.repository, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
@@ -121,13 +127,15 @@ def _once(settings: WorkerSettings) -> _End:
         flush=True,
     )
     last: list[str] = []
+    served = False
     with _kept_awake(process.pid), _told_to_stop(process) as asked:
         for line in process.stdout:
             if words := plain(line):
                 print(words, flush=True)
             last = [*last[-40:], line]
+            served = served or taken.exists()
         code = process.wait()
-        return _End(code, "".join(last), bool(asked))
+        return _End(code, "".join(last), bool(asked), served or taken.exists())
 
 
 @contextlib.contextmanager
