@@ -1,12 +1,12 @@
 """What does a whole chain lose when every one of its stages is killed once?  `make chaos` runs it after chaos.py.
 
-    python benchmarks/chaos_stages.py [--seed 0] [--latest 8]
+    python benchmarks/chaos_stages.py [--seed 0]
 
 The DAG optimize_diffusion at the tests' size, all stages real, on one edge worker (PostgreSQL, Airflow, MLflow, an S3
 server; tests/fleet_world.py): once undisturbed, and once, on a fleet with empty caches and an empty store, with
-kill -9 of each stage's process at a random moment of its first `--latest` seconds. The table tells for every file of
-the chain's outs whether it is the same in both runs. What holds seconds differs between any two runs, and so may what
-is chosen by latency.
+kill -9 of each stage's process at a random moment of the first nine tenths of the life it had undisturbed. The table
+tells for every file of the chain's outs whether it is the same in both runs. What holds seconds differs between any two
+runs, and so may what is chosen by latency.
 """
 
 from __future__ import annotations
@@ -40,33 +40,44 @@ CONF = {"preset": "toy"}
 WORKER = "alpha"
 
 
-class Killer:
-    """Kills the first process of every stage's target below a worker, once, a random time after it was seen."""
+class Watch:
+    """Sees every stage's process below a worker, and how long it lives; with `lives` it kills each once.
 
-    def __init__(self, worker: int, latest_s: float, moments: random.Random) -> None:
-        self.told: dict[str, float] = {}
-        self._worker, self._latest_s, self._moments = psutil.Process(worker), latest_s, moments
+    lives: {target: seconds its process lived undisturbed}, of which a random moment of the first nine tenths is taken.
+    """
+
+    def __init__(self, worker: int, lives: dict[str, float] | None, moments: random.Random) -> None:
+        self.lived: dict[str, float] = {}
+        self.killed: dict[str, float | None] = {}
+        self._worker, self._lives, self._moments = psutil.Process(worker), lives, moments
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def stop(self) -> dict[str, float]:
-        """{target: seconds after which its process was killed}; a stage that ended before is tried again no more."""
+    def stop(self) -> None:
         self._over.set()
         self._thread.join()
-        return self.told
 
     def _watch(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.05):
             for process in self._worker.children(recursive=True):
-                target = _target(process)
-                if target and target not in self.told:
-                    moment = self._moments.uniform(0, self._latest_s)
-                    time.sleep(moment)
-                    alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-                    if alive:
-                        process.kill()
-                    self.told[target] = moment if alive else -1.0
+                if target := _target(process):
+                    if self._lives is None:
+                        self.lived[target] = time.time() - process.create_time()
+                    elif target not in self.killed:
+                        self.killed[target] = self._kill(process, self._lives.get(target, 2.0))
+
+    def _kill(self, process: psutil.Process, lived_s: float) -> float | None:
+        """Seconds of its life after which it was killed; None if it had ended."""
+        moment = self._moments.uniform(0, 0.9 * lived_s)
+        time.sleep(max(0.0, process.create_time() + moment - time.time()))
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            process.kill()
+        except psutil.NoSuchProcess:
+            return None
+        return round(moment, 2)
 
 
 def _target(process: psutil.Process) -> str:
@@ -84,11 +95,11 @@ def main() -> None:
     """Run twice, compare, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--latest", type=float, default=8.0, help="seconds within which a stage is killed")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    undisturbed = one_run("undisturbed", None)
-    disturbed = one_run("disturbed", (given.latest, random.Random(given.seed)))
+    moments = random.Random(given.seed)
+    undisturbed = one_run("undisturbed", None, moments)
+    disturbed = one_run("disturbed", undisturbed["lived_s"], moments)
     rows = [
         {"file": name, "equal": disturbed["outs"].get(name) == digest} for name, digest in undisturbed["outs"].items()
     ]
@@ -96,17 +107,17 @@ def main() -> None:
         if not row["equal"]:
             print(f"{row['file']} differs")
     print(f"{sum(row['equal'] for row in rows)} of {len(rows)} files equal")
-    config = {"seed": given.seed, "latest_s": given.latest}
+    config: dict[str, Any] = {"seed": given.seed}
     for run in (undisturbed, disturbed):
-        config[run["run"]] = {name: run[name] for name in ("state", "seconds", "tries", "killed_after_s")}
+        config[run["run"]] = {name: value for name, value in run.items() if name not in ("run", "outs")}
         print(config[run["run"]])
     print(save("chaos_stages", question="What differs after every stage was killed once?", config=config, rows=rows))
 
 
-def one_run(name: str, kills: tuple[float, random.Random] | None) -> dict[str, Any]:
-    """The whole chain on a fleet of its own."""
+def one_run(name: str, lives: dict[str, float] | None, moments: random.Random) -> dict[str, Any]:
+    """The whole chain on a fleet of its own; with lives, every stage is killed once."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-stages-"))
-    fleet, killer = Fleet(folder, real=tuple(STAGES)), None
+    fleet, watch = Fleet(folder, real=tuple(STAGES)), None
     try:
         fleet.start()
         worker = fleet.add_worker(WORKER)
@@ -114,21 +125,21 @@ def one_run(name: str, kills: tuple[float, random.Random] | None) -> dict[str, A
         fleet.api.wait_for_dag(DAG)
         began = time.monotonic()
         fleet.api.trigger(DAG, name, CONF)
-        if kills is not None:
-            killer = Killer(worker.pid, *kills)
+        watch = Watch(worker.pid, lives, moments)
         state = wait_for("the end", lambda: ended(fleet, name), 3000)
         seconds = time.monotonic() - began
         tries = {
             task["task_id"] + (f"[{task['map_index']}]" if task["map_index"] >= 0 else ""): task["try_number"]
             for task in fleet.api.tasks(DAG, name)
         }
-        killed = killer.stop() if killer else {}
-        told = {"run": name, "state": state, "seconds": seconds, "tries": tries, "killed_after_s": killed}
+        watch.stop()
+        told = {"run": name, "state": state, "seconds": seconds, "tries": tries}
+        told |= {"lived_s": watch.lived} if lives is None else {"killed_after_s": watch.killed}
         print(json.dumps(told), flush=True)
         return {**told, "outs": outs(fleet, name)}
     finally:
-        if killer is not None:
-            killer.stop()
+        if watch is not None:
+            watch.stop()
         fleet.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
