@@ -21,6 +21,20 @@ def env(checkout, tmp_path) -> dict[str, str]:
     return o.environment(checkout, tmp_path / "state", MLX_TASKS_EVENTS="1")
 
 
+@pytest.fixture
+def machines(env, checkout, tmp_path) -> list[dict[str, str]]:
+    """Two that share a git remote and a store, and no disk; `hub.git` and `remote` are in `tmp_path`."""
+    hub = tmp_path / "hub.git"
+    o.run_git(tmp_path, "clone", "-q", "--bare", str(checkout), str(hub))
+    shared = {"ADO_DVC_REMOTE": str(tmp_path / "remote"), "ADO_GIT_REMOTE": "origin"}
+    made = []
+    for name in ("here", "there"):
+        o.run_git(tmp_path, "clone", "-q", str(hub), str(tmp_path / name))
+        (state := tmp_path / f"state-{name}").mkdir()
+        made.append({**env, **shared, "ADO_REPOSITORY": str(tmp_path / name), "ADO_STATE": str(state)})
+    return made
+
+
 def behave(env: dict[str, str], **behaviour: Any) -> None:
     Path(env["TEST_BEHAVIOUR"]).write_text(json.dumps(behaviour))
 

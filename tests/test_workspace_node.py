@@ -201,25 +201,15 @@ def test_two_nodes_of_one_workspace_take_turns_and_two_runs_do_not_meet(env, tmp
     assert result_of(outputs[1])["fan_out"] == [{"generation": 0, "slot": slot} for slot in (0, 1, 2)]
 
 
-def test_the_next_stage_may_run_on_a_machine_that_shares_no_disk(env, checkout, tmp_path):
-    shared = {"ADO_DVC_REMOTE": str(tmp_path / "remote"), "ADO_GIT_REMOTE": "origin"}
-    hub = tmp_path / "hub.git"
-    o.run_git(tmp_path, "clone", "-q", "--bare", str(checkout), str(hub))
-    for name in ("here", "there"):
-        o.run_git(tmp_path, "clone", "-q", str(hub), str(tmp_path / name))
-    here, there = (
-        {**env, **shared, "ADO_REPOSITORY": str(tmp_path / name), "ADO_STATE": str(tmp_path / f"state-{name}")}
-        for name in ("here", "there")
-    )
-    for machine in (here, there):
-        Path(machine["ADO_STATE"]).mkdir()
+def test_the_next_stage_may_run_on_a_machine_that_shares_no_disk(machines, tmp_path):
+    here, there = machines
     run = open_run(here)
     ran = node(here, run, "validate")[1]
     code, taught, output = node(there, run, "train", {"validate": ran["lock"]}, commit="after")
     assert (code, taught["status"]) == (0, "ran"), output
     assert "brought work/dataset" in output
     assert (workspace(there, run) / "work/dataset/data.json").exists()
-    branch = o.run_git(hub, "show", f"{run['branch']}:dvc.lock")
+    branch = o.run_git(tmp_path / "hub.git", "show", f"{run['branch']}:dvc.lock")
     assert set(yaml.safe_load(branch)["stages"]) == {"validate", "train"}
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_tasks.workspace.run_cache import newest_run, run_key
+
 if TYPE_CHECKING:
     from dvc.output import Output
     from dvc.repo import Repo
@@ -72,13 +74,10 @@ def mend_what_replaces(repo: Repo, stage: Stage) -> list[str]:
 
     Returns: the outs that had rotten files.
     """
-    from dvc.stage.cache import _can_hash
-
-    wanted = hashes(stage.outs)
-    stage.save_deps()
-    # The run cache has no public door; a stage that it never holds (without deps, or with a persistent out) is refused.
-    remembered = (repo.stage_cache._load(stage) if _can_hash(stage) else None) or {}
-    kept = {out["path"]: out["md5"] for out in remembered.get("outs", []) if "md5" in out}
+    wanted, key = hashes(stage.outs), run_key(stage)
+    remembered = newest_run(repo, key) if key else None
+    entry = remembered[1] if remembered else {}
+    kept = {out["path"]: out["md5"] for out in entry.get("outs", []) if "md5" in out}
     return sorted({*mend(repo, wanted), *mend(repo, kept)})
 
 

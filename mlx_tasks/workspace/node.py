@@ -26,7 +26,7 @@ from mlx_tasks.locks import held
 from mlx_tasks.params import load_config
 from mlx_tasks.stages.record import NODE_VARIABLE, record_path
 from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, parents_for_child
-from mlx_tasks.workspace import git, mlflow_parent, outs
+from mlx_tasks.workspace import git, mlflow_parent, outs, shared_runs
 from mlx_tasks.workspace.cache_check import mend_what_replaces
 from mlx_tasks.workspace.courier import courier
 from mlx_tasks.workspace.memory import (
@@ -149,6 +149,7 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
             print(f"{target}: brought {', '.join(brought)}", flush=True)
         kills_before = oom_kills()
         say = partial(print, f"{target}:", flush=True)
+        shared_runs.bring(places, repo, target, say)
         try:
             with courier(places, run["slug"], target, workspace, say):
                 _reproduce_sound(repo, target)
@@ -161,6 +162,7 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
         record = _keep_record(places, workspace, target, entry, ran)
         stage = outs.stage_of(repo, target)
         outs.push_outs(repo, stage)
+        shared_runs.tell(places, repo, target, entry, say)
         return {
             "status": "ran" if ran else "cached",
             "lock": entry,
@@ -223,7 +225,7 @@ def _own_record(workspace: Path, target: str, token: str) -> dict[str, Any] | No
 
 def _keep_record(places: Places, workspace: Path, target: str, entry: outs.LockEntry, ran: bool) -> dict[str, Any]:
     """The stage's record; a cached stage gets that of the run which made its outs, marked as cached."""
-    kept = places.dvc_cache / "records" / f"{outs.entry_digest(entry)}.json"
+    kept = shared_runs.record_file(places, entry)
     path = record_path(workspace, target)
     if ran:
         record = read_json(path)
