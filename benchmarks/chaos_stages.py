@@ -6,7 +6,7 @@ The DAG optimize_diffusion at the tests' size, all stages real, on one edge work
 server; tests/fleet_world.py): once undisturbed, and once, on a fleet with empty caches and an empty store, with
 kill -9 of each stage's process at a random moment of the first nine tenths of the life it had undisturbed. The table
 tells for every file of the chain's outs whether it is the same in both runs. What holds seconds differs between any two
-runs, and so may what is chosen by latency.
+runs. The search chooses by error alone here: what a latency decides differs too.
 """
 
 from __future__ import annotations

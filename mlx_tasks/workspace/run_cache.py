@@ -31,7 +31,8 @@ def newest_run(repo: Repo, key: str) -> tuple[Path, dict[str, Any]] | None:
     if not folder.is_dir():
         return None
     for path in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True):
-        if entry := repo.stage_cache._load_cache(key, path.name):
+        entry: Any = repo.stage_cache._load_cache(key, path.name)
+        if entry:
             return path, entry
     with contextlib.suppress(OSError):
         folder.rmdir()
