@@ -25,14 +25,14 @@ DIFFERENCE = 0.005
 """Of the forward differences: float32 leaves a Jacobian two digits and more, and the error is smooth at this size."""
 LONGEST = 0.5
 """Most that one number moves in an iteration."""
-LEAST_GAIN = 0.02
-"""An iteration that lowers the error by a smaller share is the last."""
+LEAST_GAIN = 0.005
+"""A walk ends at the second iteration in a row that lowers the error by a smaller share: one alone may be damped."""
 SCOUTING = 2
 """Iterations that every start makes before the best goes on alone."""
 SCOUTED = 2
 """Batches of noises that several starts are told apart on: far more pixels than numbers that are fitted."""
-TRIES = 5
-"""Dampings that are tried before an iteration gives up."""
+TRIES = 12
+"""Dampings that are tried before an iteration gives up: each costs a run, a Jacobian as many as there are numbers."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def fit(
     problem: Problem,
     selection: Problem,
     starts: Sequence[Sequence[float]],
-    iterations: int = 8,
+    iterations: int = 16,
     said: Callable[[int, float], None] | None = None,
 ) -> Descent:
     """Minimise the mean RMS distance to the many-step results over all of the problem's noises.
@@ -119,7 +119,7 @@ class _Walk:
         self._ends = (float(problem.schedule.sigmas[0]), float(problem.schedule.sigmas[-1]))
         self._numbers = _Numbers.of(unrolled.from_sigmas(start))
         self._point = self._numbers.pack().astype(np.float64)
-        self._damping, self._ended = 1e-2, False
+        self._damping, self._ended, self._idle = 1e-2, False, 0
         self._residuals = _residuals(problem, self._steps(self._point), tasks)
         self._error = _mean(self._residuals)
         self.best = self._steps(self._point)
@@ -128,7 +128,7 @@ class _Walk:
     def look_at(self, tasks: Sequence[Task]) -> None:
         """Go on with these noises."""
         if len(tasks) != len(self._tasks):
-            self._tasks, self._ended = tasks, False
+            self._tasks, self._ended, self._idle = tasks, False, 0
             self._residuals = _residuals(self._problem, self._steps(self._point), tasks)
             self._error = _mean(self._residuals)
 
@@ -144,7 +144,7 @@ class _Walk:
         return True
 
     def _step(self) -> bool:
-        """A Levenberg-Marquardt step; whether the error fell by a share worth another."""
+        """A Levenberg-Marquardt step; whether the error fell."""
         before, point = self._error, self._point
         jacobian = np.stack(
             [
@@ -171,7 +171,8 @@ class _Walk:
             self._damping *= 4.0
         else:
             return False
-        self._ended = self._error > (1.0 - LEAST_GAIN) * before
+        self._idle = self._idle + 1 if self._error > (1.0 - LEAST_GAIN) * before else 0
+        self._ended = self._idle > 1
         return True
 
     def _steps(self, values: np.ndarray) -> LearnedSteps:

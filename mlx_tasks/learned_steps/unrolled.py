@@ -14,7 +14,7 @@ from mlx_tasks.samplers.learned import LearnedSteps
 
 Parameters = dict[str, mx.array]
 """log_first (): log of the first level; log_gaps (n - 1,): logarithms of the falls in log sigma; told (n,): log of the
-level told over the level; weights (n, 2): of the outputs one and two steps back."""
+level told over the level; weights (n, HISTORY - 1): of the outputs one, two ... steps back."""
 
 
 APART = 1e-3
@@ -53,7 +53,7 @@ def run(denoise: Denoise, noise: mx.array, parameters: Parameters, ends: tuple[f
     path = [*(sigmas[i] for i in range(n)), 0.0]
     x = noise * mx.sqrt(1.0 + sigmas[0] ** 2)
     state: History = learned.init(x, path)
-    options = {"told": [told[i] for i in range(n)], "weights": [[weights[i, 0], weights[i, 1]] for i in range(n)]}
+    options = {"told": [told[i] for i in range(n)], "weights": [list(row) for row in weights]}
     for i in range(n):
         x, state = learned.step(denoise, x, state, path[i], path[i + 1], None, **options)
     return x
@@ -66,7 +66,7 @@ def with_2m_weights(parameters: Parameters, ends: tuple[float, float]) -> Parame
     ratio = mx.exp(-falls[1:])
     inner = 0.5 * (1.0 - ratio) * falls[1:] / falls[:-1]
     column = mx.concatenate([mx.zeros((1,)), inner, mx.zeros((1,))])[: len(logs)]
-    weights = mx.stack([column, mx.zeros_like(column)], axis=1)
+    weights = mx.pad(column[:, None], [(0, 0), (0, learned.HISTORY - 2)])
     return {**parameters, "weights": weights, "told": mx.zeros_like(parameters["told"])}
 
 

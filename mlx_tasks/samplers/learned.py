@@ -17,8 +17,8 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.samplers.denoiser import Denoise
 from mlx_tasks.samplers.history import History
 
-HISTORY = 3
-"""Outputs that a step may use: the newest and two before it."""
+HISTORY = 5
+"""Outputs that a step may use: the newest and four before it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class LearnedSteps:
     Attributes:
         sigmas: n falling noise levels and a final 0.0.
         told: the n levels the network is told.
-        weights: n lists of the outputs' weights: none for the first step, one for the second, two for the others.
+        weights: n lists of the weights of older outputs, the newest of them first: none for the first step, at most
+            one for the second, and so on up to HISTORY - 1.  Those that are missing are 0.
     Raises: DataError naming the rule that is broken.
     """
 
@@ -46,10 +47,16 @@ class LearnedSteps:
             raise DataError(f"learned sigmas must fall strictly and end at 0.0, got {list(self.sigmas)}")
         if not all(math.isfinite(v) for v in numbers) or not all(s > 0 for s in self.told):
             raise DataError("learned steps must hold finite numbers, and told levels above 0")
-        if len(self.told) != n or [len(row) for row in self.weights] != [min(i, HISTORY - 1) for i in range(n)]:
+        most = [min(i, HISTORY - 1) for i in range(n)]
+        taken = [len(row) for row in self.weights]
+        if (
+            len(self.told) != n
+            or len(taken) != n
+            or any(count > limit for count, limit in zip(taken, most, strict=True))
+        ):
             raise DataError(
-                f"learned steps of {n} levels take {n} told ones and 0, 1, 2, 2 ... weights, got {len(self.told)} and "
-                f"{[len(row) for row in self.weights]}"
+                f"learned steps of {n} levels take {n} told ones and at most {most} weights, got {len(self.told)} and "
+                f"{taken}"
             )
 
     @classmethod
@@ -93,14 +100,14 @@ def step(
 ) -> tuple[mx.array, History]:
     """x' = (s'/s) x + (1 - s'/s) D0 + sum_j w_ij (D0 - D_j),  D_i = denoise(x_i, told_i).
 
-    Each step i has at most two weights, w_i1 and w_i2, for the outputs one and two steps back. Whatever they are, a
+    Step i has at most HISTORY - 1 weights, w_ij for the output j steps back. Whatever they are, a
     constant estimate is followed exactly, as by every other solver here; DPM-Solver++(2M) is w_i1 = (1 - s'/s)/2 / r,
     and what nobody learned is that.
     told: the noise level the network is told at each step; by default the true one.
     The step to sigma 0 has weights too.
     Source: Tong et al. 2025 (LD3) for the levels told; Frankel et al. 2025 (S4S) and Oganov et al. 2025 (GAS) for
     learned weights.
-    Raises: ValueError unless there is one told level and one list of at most two weights a step.
+    Raises: ValueError unless there is one told level and one list of at most HISTORY - 1 weights a step.
     """
     steps = len(state.sigmas) - 1
     told = state.sigmas[:-1] if told is None else told
@@ -129,8 +136,8 @@ def weights_of_2m(sigmas: Sequence[float]) -> list[list[float]]:
     rows: list[list[float]] = []
     for i, (sigma, following) in enumerate(pairwise(sigmas)):
         if i == 0 or following == 0.0:
-            rows.append([0.0] * min(i, HISTORY - 1))
+            rows.append([])
             continue
         r = math.log(sigmas[i - 1] / sigma) / math.log(sigma / following)
-        rows.append([(1.0 - following / sigma) / (2.0 * r), 0.0][: min(i, HISTORY - 1)])
+        rows.append([(1.0 - following / sigma) / (2.0 * r)])
     return rows
