@@ -1,7 +1,7 @@
 """Steps by Levenberg and Marquardt's least squares on the endpoint: few numbers, many residuals, no backward pass.
 
-A run of n steps has about 4 n numbers, and every pixel of every noise is a residual, so the Jacobian by differences
-costs 4 n runs and tells far more than a gradient does: a handful of iterations is enough.
+A run of n steps has 4 to 5 n numbers, and every pixel of every noise is a residual, so the Jacobian by differences
+costs as many runs and tells far more than a gradient does: a dozen iterations are enough.
 """
 
 from __future__ import annotations
