@@ -58,6 +58,14 @@ def test_a_constant_estimate_is_followed_whatever_the_weights():
     assert mx.allclose(sample(lambda x, sigma: mx.full(x.shape, 0.7), NOISE, STEPS).images, mx.array(0.7))
 
 
+def test_weights_that_older_bundles_lack_are_zero():
+    """Those of before had at most two a step."""
+    told, few = SIGMAS[:-1], ((), (0.1,), (0.2, -0.05), (0.3, 0.1), (0.1, 0.2))
+    padded = tuple(row + (0.0,) * (min(i, HISTORY - 1) - len(row)) for i, row in enumerate(few))
+    old, new = (sample(GaussianDenoiser(), NOISE, LearnedSteps(SIGMAS, told, one)).images for one in (few, padded))
+    assert padded != few and mx.array_equal(old, new)
+
+
 def test_frozen_parameters_draw_what_the_unrolled_run_draws():
     rng = np.random.default_rng(0)
     parameters = unrolled.from_sigmas(SIGMAS)

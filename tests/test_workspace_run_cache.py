@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from node_world import behave
-from orchestration import node, open_run, workspace
+from orchestration import node, open_run, spec, workspace
+
+from mlx_tasks.errors import ExitCode
 
 pytest_plugins = ["node_world"]
 
@@ -72,6 +80,43 @@ def test_what_the_store_has_lost_is_computed_again_and_kept(trained, tmp_path, h
     assert (code, result["status"], result["lock"]) == (0, "ran", first["lock"]), output
     assert "the store cannot be asked what workers have run" in output
     assert list((tmp_path / "remote/records").iterdir())
+
+
+def test_dvc_itself_reads_what_is_kept_there(trained):
+    here, there, run, *_ = trained
+    open_run(there)  # the same run's workspace there
+    kept = [Path(one["ADO_STATE"]) / "dvc-cache/runs" for one in (here, there)]
+    command = [sys.executable, "-m", "dvc", "fetch", "-q", "--run-cache"]
+    subprocess.run(command, cwd=workspace(there, run), check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    entries = [
+        {path.relative_to(folder): path.read_text() for path in folder.rglob("*") if path.is_file()} for folder in kept
+    ]
+    assert entries[0] == entries[1] and len(entries[0]) == 2
+
+
+def test_a_node_told_to_stop_while_it_asks_a_silent_store_runs_no_stage(machines):
+    """Whatever a store raises is passed over there; what the node's own handler of SIGTERM raises is not."""
+    machine = machines[0]
+    run = open_run(machine)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        machine |= {
+            "ADO_DVC_REMOTE": "s3://nowhere/dvc",
+            "ADO_DVC_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            **{"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"},
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlx_tasks", "node", "--spec", spec(run, "validate")],
+            env=machine, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=machine["ADO_STATE"],
+        )  # fmt: skip
+        silent.settimeout(60)
+        try:
+            with contextlib.closing(silent.accept()[0]):
+                process.send_signal(signal.SIGTERM)
+                output = process.communicate(timeout=30)[0]
+        finally:
+            process.kill()
+    assert process.returncode == ExitCode.INTERRUPTED, output
+    assert not (workspace(machine, run) / ".checkpoints/validate/tries").exists()
 
 
 def test_a_machine_of_its_own_asks_no_store(env):

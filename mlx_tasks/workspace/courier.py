@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mlx_tasks.errors import InterruptedStageError
 from mlx_tasks.files import atomic_folder, atomic_write_text, sha256_file
 from mlx_tasks.workspace.paths import Places
 
@@ -131,6 +132,8 @@ class Courier:
         try:
             yield
             self._away = False
+        except InterruptedStageError:  # from the node's own handler of SIGTERM
+            raise
         except Exception as error:  # a store raises what it likes; none of it is worth the stage
             if not self._away:
                 self._say(f"checkpoints stay on this worker for now: cannot {what} their copy: {error}")

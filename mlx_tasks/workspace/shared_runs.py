@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mlx_tasks.errors import InterruptedStageError
 from mlx_tasks.files import atomic_folder, atomic_write_bytes
 from mlx_tasks.workspace.outs import LockEntry, entry_digest, stage_of
 from mlx_tasks.workspace.paths import Places
@@ -102,5 +103,7 @@ def _tolerant(say: Say, what: str) -> Iterator[None]:
     """Whatever the store says is told; the stage computes, or another worker will."""
     try:
         yield
+    except InterruptedStageError:  # from the node's own handler of SIGTERM
+        raise
     except Exception as error:  # a store raises what it likes
         say(f"the store cannot be {what} what workers have run: {error}")
