@@ -29,7 +29,8 @@ from mlx_tasks.domains.examples import DOMAINS, draw, outsiders, typeset_digits 
 from mlx_tasks.domains.features import features  # noqa: E402
 from mlx_tasks.domains.settings import SamplerSettings  # noqa: E402
 from mlx_tasks.files import write_json  # noqa: E402
-from mlx_tasks.samplers import GRIDS, SOLVERS, karras_grid, keyed_noise, sample  # noqa: E402
+from mlx_tasks.rl.comparison import DEFAULT_GRIDS  # noqa: E402
+from mlx_tasks.samplers import SOLVERS, karras_grid, keyed_noise, sample  # noqa: E402
 
 SIZES = (8, 16, 32)
 SEED, FIT, CALIBRATE, TEST, SET_SIZE, SETS = 0, 3000, 900, 900, 64, 30
@@ -111,7 +112,7 @@ def called(detector: Detector, kind: str, images: np.ndarray) -> dict:
 def best_settings(rng: np.random.Generator) -> tuple[dict, list[dict]]:
     """The best settings of each domain and over all of them, and their errors on fresh noise."""
     schedule = NoiseSchedule.cosine()
-    candidates = [SamplerSettings(*c) for c in itertools.product(SOLVERS, GRIDS, SIGMAS_FIRST, SIGMAS_LAST)]
+    candidates = [SamplerSettings(*c) for c in itertools.product(SOLVERS, DEFAULT_GRIDS, SIGMAS_FIRST, SIGMAS_LAST)]
     plain = SamplerSettings("ddim", "uniform", SIGMAS_FIRST[0], SIGMAS_LAST[0])
     denoisers = {name: smeared_denoiser(draw(name, "fit", CENTRES, 16, rng)) for name in DOMAINS}
     first = np.stack([errors(denoise, schedule, candidates, 1, NOISES) for denoise in denoisers.values()])

@@ -25,8 +25,11 @@ from mlx_tasks.files import read_json, write_json
 from mlx_tasks.models.bundle import Bundle, Sampler, read_bundle, write_bundle
 from mlx_tasks.samplers.bundle_sampler import bundle_noise, check_labels, own_steps, sample_bundle
 from mlx_tasks.samplers.denoiser import NetworkDenoiser, network_denoiser
-from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
+from mlx_tasks.samplers.driver import Callback
+from mlx_tasks.samplers.grids import Grid, grid_from_timesteps, make_grid
 from mlx_tasks.samplers.learned import LearnedSteps
+from mlx_tasks.samplers.noise import split
+from mlx_tasks.samplers.solvers import find_solver
 
 logger = logging.getLogger(__name__)
 
@@ -134,14 +137,23 @@ class DiffusionPipeline:
         guidance_scale: float | Guidance | None = None,
         batch_size: int = 32,
         tolerance: float | None = None,
+        num_inference_steps: int | None = None,
+        solver: str | None = None,
+        grid: str | Grid | Sequence[float] | None = None,
+        callback: Callback | None = None,
     ) -> PipelineOutput:
         """Draw images: one a label, or num_images of any class.
 
         nfe: network evaluations an image may cost, where a scheduler was fitted; the bundle's own steps otherwise.
+        num_inference_steps: steps of a solver on a named grid instead, as diffusers counts them (Heun evaluates twice).
+        solver: a name of `samplers.SOLVERS`, dpmpp_2m unless told; those that draw noise give each image its own.
+        grid: a name of `samplers.GRIDS`, log_snr unless told; or a grid of one's own, or falling noise levels.
+        callback: callback(step_index, sigma, x0_estimate) of each batch in turn, for previews; True ends the batch.
         guidance_scale: a scale, or a `Guidance` with its interval, rescale and threshold; the bundle's own otherwise.
         tolerance: of error-controlled steps, 0.02 for example: each image then takes what it needs, with no grid.
-        Raises: DataError for a budget without a scheduler, labels and a number that differ, no images, or guidance
-            without labels; ValueError for labels out of range.
+        Raises: DataError for a budget without a scheduler, more than one way of choosing the steps, labels and a
+            number that differ, no images, or guidance without labels; ValueError for labels out of range, an unknown
+            solver or grid, or noise levels that do not fall.
         """
         if class_labels is not None and num_images not in (None, len(class_labels)):
             raise DataError(f"{len(class_labels)} labels and num_images {num_images} differ: give one of them")
@@ -152,12 +164,26 @@ class DiffusionPipeline:
         if class_labels is None and guidance_scale not in (None, 0.0) and asked.on:
             raise DataError("guidance needs a condition: give class_labels, or leave guidance_scale out")
         noise = bundle_noise(self.bundle, seed, count)
+        named, levels = (grid, None) if isinstance(grid, str) else (None, grid)
+        ways = {"nfe": nfe, "tolerance": tolerance, "num_inference_steps": num_inference_steps, "grid": levels}
+        asked = [f"{name} {value}" for name, value in ways.items() if value is not None]
+        if len(asked) > 1:
+            raise DataError(f"{' and '.join(asked)} each choose the steps: give one of them")
+        if (solver or named) and num_inference_steps is None and levels is None:
+            raise DataError("a solver or a named grid goes with num_inference_steps: give how many, or leave them out")
         if tolerance is not None:
-            if nfe is not None:
-                raise DataError(f"nfe {nfe} and tolerance {tolerance} each choose the steps: give one of them")
+            if callback is not None:
+                raise DataError("with a tolerance each image takes its own steps: there is no callback to call")
             return self._within(noise, class_labels, guidance_scale, tolerance)
-        steps, solver, scale = self._steps(nfe, guidance_scale)
-        drawn = sample_bundle(self.bundle, noise, class_labels, steps, solver, batch_size, scale)
+        if num_inference_steps is not None:
+            levels = make_grid(named or "log_snr", self.bundle.schedule, num_inference_steps)
+        steps, method = (levels, solver or "dpmpp_2m") if levels is not None else self._steps(nfe)
+        keys = None
+        if find_solver(method).stochastic:
+            keys = split(mx.array([[seed, i] for i in range(count)], dtype=mx.uint32))[1]
+        drawn = sample_bundle(
+            self.bundle, noise, class_labels, steps, method, batch_size, guidance_scale, callback, keys
+        )
         mx.eval(drawn.images)
         return PipelineOutput(to_uint8(np.array(drawn.images)), drawn.nfe)
 
@@ -219,17 +245,15 @@ class DiffusionPipeline:
             )
         return PipelineOutput(to_uint8(np.array(drawn.images)), float(drawn.nfe.mean()), drawn.nfe)
 
-    def _steps(
-        self, nfe: int | None, scale: float | Guidance | None
-    ) -> tuple[Grid | LearnedSteps, str, float | Guidance | None]:
+    def _steps(self, nfe: int | None) -> tuple[Grid | LearnedSteps, str]:
         if nfe is None:
-            return own_steps(self.bundle), self.bundle.sampler.solver, scale
+            return own_steps(self.bundle), self.bundle.sampler.solver
         if self.scheduler is None:
             raise DataError("nfe needs a scheduler: DiffusionPipeline(pipe.bundle, AdaptiveScheduler.fit(pipe))")
         sampler = self.scheduler.sampler(nfe)
         if sampler.learned is not None:
-            return sampler.learned, "learned", scale
-        return grid_from_timesteps(self.bundle.schedule, sampler.timesteps), sampler.solver, scale
+            return sampler.learned, "learned"
+        return grid_from_timesteps(self.bundle.schedule, sampler.timesteps), sampler.solver
 
     def _optimizer(
         self, *, tell: Tell, tries: int = 48, iterations: int = 200, seed: int = 0, noises: int = 128, **more: Any

@@ -10,9 +10,11 @@ from registry_workspace import write_small_bundle
 
 import mlx_tasks
 from mlx_tasks import AdaptiveScheduler, DiffusionPipeline
+from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.diffusion import NoiseSchedule
 from mlx_tasks.errors import DataError
 from mlx_tasks.registry.draw import draw
+from mlx_tasks.samplers import bundle_noise, make_grid, sample_bundle
 
 QUICK = {"tries": 4, "iterations": 2, "noises": 8, "methods": ("least_squares",), "batch_size": 4}
 QUICK |= {"reference_steps": 16}
@@ -89,6 +91,57 @@ def test_guidance_of_any_kind_and_steps_within_a_tolerance(pipe):
     assert (guided.nfe_each % 2 == 0).all()
     with pytest.raises(DataError, match="each choose the steps"):
         pipe([0], nfe=2, tolerance=0.05)
+
+
+def test_any_solver_on_any_grid(pipe):
+    bundle, labels = pipe.bundle, [0, 1, 2]
+    noise = bundle_noise(bundle, 5, 3)
+    for solver, grid, evaluations in (("unipc_3", "karras", 6), ("heun", "quadratic", 11), ("euler", "trailing", 6)):
+        found = pipe(labels, seed=5, num_inference_steps=6, solver=solver, grid=grid)
+        alone = sample_bundle(bundle, noise, labels, make_grid(grid, bundle.schedule, 6), solver)
+        np.testing.assert_array_equal(found.images, to_uint8(np.array(alone.images)))
+        assert found.nfe == evaluations
+    named = pipe(labels, seed=5, num_inference_steps=4)
+    given = pipe(labels, seed=5, grid=make_grid("log_snr", bundle.schedule, 4), solver="dpmpp_2m")
+    levels = pipe(labels, seed=5, grid=make_grid("log_snr", bundle.schedule, 4).sigmas)
+    np.testing.assert_array_equal(named.images, given.images)
+    np.testing.assert_array_equal(named.images, levels.images)
+
+
+def test_noise_that_a_solver_draws_is_each_images_own(pipe):
+    several = pipe([0, 1, 2], seed=5, num_inference_steps=4, solver="ddpm", grid="leading", batch_size=2)
+    alone = pipe([0], seed=5, num_inference_steps=4, solver="ddpm", grid="leading")
+    assert np.abs(several.images[0].astype(int) - alone.images[0]).max() <= 1
+    other = pipe([0], seed=6, num_inference_steps=4, solver="ddpm", grid="leading")
+    assert np.abs(other.images[0].astype(int) - alone.images[0]).max() > 10
+
+
+def test_previews_and_an_end_by_hand(pipe):
+    seen = []
+
+    def preview(step, sigma, estimate):
+        seen.append((step, sigma, estimate))
+        return step == 2
+
+    found = pipe([0, 1], seed=5, num_inference_steps=6, callback=preview)
+    assert [step for step, *_ in seen] == [0, 1, 2] and found.nfe == 3
+    assert [sigma for _, sigma, _ in seen] == list(make_grid("log_snr", pipe.bundle.schedule, 6).sigmas[:3])
+    np.testing.assert_array_equal(found.images, to_uint8(np.array(seen[-1][2])))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"nfe": 2, "num_inference_steps": 3}, "nfe 2 and num_inference_steps 3 each choose the steps"),
+        ({"tolerance": 0.1, "grid": (5.0, 0.0)}, "each choose the steps"),
+        ({"solver": "heun"}, "goes with num_inference_steps"),
+        ({"grid": "karras"}, "goes with num_inference_steps"),
+        ({"tolerance": 0.1, "callback": quiet}, "no callback"),
+    ],
+)
+def test_one_way_of_choosing_the_steps(pipe, asked, said):
+    with pytest.raises(DataError, match=said):
+        pipe([0], **asked)
 
 
 def test_what_cannot_be_drawn_is_refused_by_name(pipe):

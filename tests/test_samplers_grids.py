@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_tasks.diffusion import NoiseSchedule
-from mlx_tasks.samplers import GRIDS, Grid, grid_from_timesteps, karras_grid, log_snr_grid, make_grid, uniform_grid
+from mlx_tasks.samplers import (
+    GRID_ALIASES,
+    GRIDS,
+    Grid,
+    grid_from_timesteps,
+    karras_grid,
+    log_snr_grid,
+    make_grid,
+    uniform_grid,
+)
+from mlx_tasks.samplers.grids import beta_grid
 
 SCHEDULE = NoiseSchedule.cosine()
 
@@ -31,6 +41,38 @@ def test_the_uniform_grid_is_diffusers_trailing_one(n, timesteps):
     theirs = DDIMScheduler.from_config(schedule.to_config())
     theirs.set_timesteps(n)
     assert list(uniform_grid(schedule, n).timesteps) == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("timesteps", [1000, 100])
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 10, 16, 30, 48, 100])
+def test_spacings_are_those_of_diffusers(spacing, n, timesteps):
+    from diffusers import DDIMScheduler
+
+    schedule = NoiseSchedule.cosine(timesteps)
+    theirs = DDIMScheduler.from_config({**schedule.to_config(), "timestep_spacing": spacing})
+    theirs.set_timesteps(n)
+    assert list(make_grid(spacing, schedule, n).timesteps) == theirs.timesteps.tolist()
+
+
+def test_quadratic_steps_are_even_in_the_root_of_time():
+    assert make_grid("quadratic", SCHEDULE, 4, t_first=900).timesteps == (900, 400, 100, 0)
+    assert make_grid("quadratic", SCHEDULE, 3, t_first=625, t_last=25).timesteps == (625, 225, 25)
+
+
+def test_beta_steps_are_quantiles_of_the_distribution():
+    """The arcsine law, Beta(1/2, 1/2), has its quantiles in closed form: sin^2(pi u / 2)."""
+    shares = np.sin(np.pi / 2 * np.linspace(1, 0, 21)) ** 2
+    np.testing.assert_allclose(beta_grid(SCHEDULE, 21, shape=0.5).timesteps, 999 * shares, atol=0.5)
+    assert beta_grid(SCHEDULE, 21, shape=1.0) == make_grid("linspace", SCHEDULE, 21)
+    gaps = -np.diff(make_grid("beta", SCHEDULE, 21).timesteps)
+    assert gaps[0] < gaps[10] > gaps[-1]
+
+
+def test_other_names_give_the_same_grids():
+    assert GRID_ALIASES == {"trailing": "uniform", "exponential": "log_snr"}
+    assert make_grid("trailing", SCHEDULE, 7) == uniform_grid(SCHEDULE, 7)
+    assert make_grid("exponential", SCHEDULE, 7) == log_snr_grid(SCHEDULE, 7)
 
 
 def test_log_snr_steps_are_even_in_log_sigma():
@@ -97,5 +139,7 @@ def test_bad_ends_a_bad_rho_and_an_unknown_name_are_refused():
         karras_grid(SCHEDULE, 2, t_first=1000)
     with pytest.raises(ValueError, match="got -1"):
         karras_grid(SCHEDULE, 2, rho=-1)
+    with pytest.raises(ValueError, match="got 0"):
+        beta_grid(SCHEDULE, 2, shape=0)
     with pytest.raises(ValueError, match="uniform, log_snr, karras"):
         make_grid("cosine", SCHEDULE, 4)

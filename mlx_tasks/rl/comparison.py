@@ -13,7 +13,7 @@ from mlx_tasks.metrics.bootstrap import bootstrap_mean
 from mlx_tasks.metrics.estimate import Estimate
 from mlx_tasks.rl.plain_search import Found
 from mlx_tasks.rl.problem import Problem
-from mlx_tasks.samplers.grids import GRIDS, Grid
+from mlx_tasks.samplers.grids import Grid, make_grid
 from mlx_tasks.samplers.learned import LearnedSteps
 
 METHODS = {
@@ -31,6 +31,7 @@ METHODS = {
     "least_squares": "least squares in levels, levels told and weights",
 }
 """Every method, the plainest first: of those that do not differ beyond the noise, the plainest is kept."""
+DEFAULT_GRIDS = ("uniform", "log_snr", "karras")
 PPO = "ppo"
 RESAMPLES, CONFIDENCE = 2000, 0.95
 
@@ -146,4 +147,4 @@ def compare(
 
 def default_grids(problem: Problem, budget: int) -> dict[str, Grid]:
     """The grids that need no search."""
-    return {name: make(problem.schedule, budget) for name, make in GRIDS.items()}
+    return {name: make_grid(name, problem.schedule, budget) for name in DEFAULT_GRIDS}

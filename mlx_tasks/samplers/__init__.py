@@ -11,6 +11,7 @@ from mlx_tasks.samplers.bundle_sampler import (
 from mlx_tasks.samplers.denoiser import Denoise, network_denoiser
 from mlx_tasks.samplers.driver import SamplerDivergedError, Samples, sample
 from mlx_tasks.samplers.grids import (
+    GRID_ALIASES,
     GRIDS,
     Grid,
     grid_from_timesteps,
@@ -24,6 +25,7 @@ from mlx_tasks.samplers.solvers import SOLVERS, Solver, find_solver
 
 __all__ = [
     "GRIDS",
+    "GRID_ALIASES",
     "SOLVERS",
     "Denoise",
     "Grid",

@@ -56,8 +56,7 @@ def uniform_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_
     if t_first is None and t_last is None:
         _check_count(n, total - 1, 0)
         return grid_from_timesteps(schedule, [round(t) - 1 for t in np.arange(total, 0, -total / n)[:n].tolist()])
-    first, last = _ends(schedule, n, total - 1 if t_first is None else t_first, t_last)
-    return rounded_grid(schedule, np.linspace(first, last, n), first, last)
+    return linspace_grid(schedule, n, t_first, t_last)
 
 
 def log_snr_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_last: int | None = None) -> Grid:
@@ -86,15 +85,72 @@ def karras_grid(
     return rounded_grid(schedule, schedule.t_from_sigma(np.linspace(a, b, n) ** rho), first, last)
 
 
-GRIDS: dict[str, Callable[..., Grid]] = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
+def leading_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_last: int | None = None) -> Grid:
+    """n timesteps at the lower edges of n equal shares of the time, t_i = t_last + i * floor(span / n).
+
+    Without ends: diffusers' "leading" spacing with no offset, from below T - T/n down to 0.
+    Raises: ValueError for n or ends that do not fit.  Source: Lin et al. 2024, Table 2.
+    """
+    first, last = _whole_ends(schedule, n, t_first, t_last)
+    return grid_from_timesteps(schedule, [last + i * ((first + 1 - last) // n) for i in reversed(range(n))])
+
+
+def linspace_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_last: int | None = None) -> Grid:
+    """n timesteps evenly spaced in time with both ends, T - 1 and 0 by default: diffusers' "linspace" spacing.
+
+    Raises: ValueError for n or ends that do not fit.  Source: Lin et al. 2024, Table 2.
+    """
+    first, last = _whole_ends(schedule, n, t_first, t_last)
+    return rounded_grid(schedule, np.linspace(first, last, n), first, last)
+
+
+def quadratic_grid(schedule: NoiseSchedule, n: int, t_first: int | None = None, t_last: int | None = None) -> Grid:
+    """n timesteps whose square roots are evenly spaced: dense where noise is low.  Ends default to T - 1 and 0.
+
+    Raises: ValueError for n or ends that do not fit.  Source: Song et al. 2021 (DDIM), Appendix D.2.
+    """
+    first, last = _whole_ends(schedule, n, t_first, t_last)
+    return rounded_grid(schedule, np.linspace(first**0.5, last**0.5, n) ** 2, first, last)
+
+
+def beta_grid(
+    schedule: NoiseSchedule, n: int, shape: float = 0.6, t_first: int | None = None, t_last: int | None = None
+) -> Grid:
+    """n timesteps at even quantiles of Beta(shape, shape) over time: below 1 dense at both ends, at 1 `linspace`.
+
+    Ends default to T - 1 and 0.
+    Raises: ValueError for n, shape or ends that do not fit.  Source: Lee et al. 2024, "Beta Sampling is All You Need".
+    """
+    if not shape > 0:
+        raise ValueError(f"shape must be positive, got {shape}")
+    from scipy.stats import beta  # half a second, which most runs need not spend
+
+    first, last = _whole_ends(schedule, n, t_first, t_last)
+    shares = beta.ppf(np.linspace(1.0, 0.0, n), shape, shape)
+    return rounded_grid(schedule, last + (first - last) * shares, first, last)
+
+
+GRIDS: dict[str, Callable[..., Grid]] = {
+    "uniform": uniform_grid,
+    "log_snr": log_snr_grid,
+    "karras": karras_grid,
+    "leading": leading_grid,
+    "linspace": linspace_grid,
+    "quadratic": quadratic_grid,
+    "beta": beta_grid,
+}
 """Grids by name, each called as GRIDS[name](schedule, n, t_first=..., t_last=...)."""
+
+GRID_ALIASES = {"trailing": "uniform", "exponential": "log_snr"}
+"""Other names of the same grids: even in log SNR is even in log sigma."""
 
 
 def make_grid(name: str, schedule: NoiseSchedule, n: int, **ends: int | None) -> Grid:
     """The named grid.  Raises: ValueError listing the names."""
-    if name not in GRIDS:
-        raise ValueError(f"no grid named {name!r}; there are: {', '.join(GRIDS)}")
-    return GRIDS[name](schedule, n, **ends)
+    known = GRID_ALIASES.get(name, name)
+    if known not in GRIDS:
+        raise ValueError(f"no grid named {name!r}; there are: {', '.join((*GRIDS, *GRID_ALIASES))}")
+    return GRIDS[known](schedule, n, **ends)
 
 
 def _check_count(n: int, first: int, last: int) -> None:
@@ -111,6 +167,11 @@ def _ends(schedule: NoiseSchedule, n: int, t_first: int | None, t_last: int | No
         raise ValueError(f"0 <= t_last <= t_first <= {top} must hold, got t_first={first}, t_last={last}")
     _check_count(n, first, last)
     return first, last
+
+
+def _whole_ends(schedule: NoiseSchedule, n: int, t_first: int | None, t_last: int | None) -> tuple[int, int]:
+    """As `_ends`, but from the noisiest timestep where none is given."""
+    return _ends(schedule, n, schedule.num_train_timesteps - 1 if t_first is None else t_first, t_last)
 
 
 def rounded_grid(schedule: NoiseSchedule, times: np.ndarray, first: int | None = None, last: int = 0) -> Grid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlx_tasks.errors import DataError
-from mlx_tasks.samplers.grids import GRIDS, make_grid
+from mlx_tasks.samplers.grids import GRID_ALIASES, GRIDS, make_grid
 from mlx_tasks.samplers.solvers import ALIASES, SOLVERS, find_solver
 from mlx_tasks.serving.engine import Plan
 
@@ -66,8 +66,8 @@ def _stepped(bundle: Bundle, calls: int, solver: str, grid: str, own: Plan) -> P
     if name not in SOLVERS or name == "learned":
         names = ", ".join(key for key in (*SOLVERS, *ALIASES) if key != "learned")
         raise DataError(f"solver: one of {names}, got {solver!r}")
-    if grid not in GRIDS:
-        raise DataError(f"grid: one of {', '.join(GRIDS)}, got {grid!r}")
+    if grid not in GRIDS and grid not in GRID_ALIASES:
+        raise DataError(f"grid: one of {', '.join((*GRIDS, *GRID_ALIASES))}, got {grid!r}")
     if not 1 <= calls <= MOST_EVALUATIONS:
         raise DataError(f"steps: 1 to {MOST_EVALUATIONS} network calls, got {calls}")
     try:
