@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -13,9 +14,10 @@ from mlx_tasks.learned_steps import dynamic_programming, unrolled
 from mlx_tasks.learned_steps.evolution import evolve
 from mlx_tasks.learned_steps.gauss_newton import fit
 from mlx_tasks.learned_steps.gradient import descend, rounded
+from mlx_tasks.learned_steps.kept_run import KeptRun
 from mlx_tasks.learned_steps.methods import Effort, find_steps, tuned_grids
 from mlx_tasks.rl.problem import Meter, reference_grid
-from mlx_tasks.samplers import LearnedSteps, grid_from_timesteps, sample
+from mlx_tasks.samplers import LearnedSteps, SamplerDivergedError, grid_from_timesteps, sample
 from mlx_tasks.samplers.grids import log_snr_grid
 from mlx_tasks.samplers.learned import HISTORY
 
@@ -166,8 +168,45 @@ def test_least_squares_go_further_on_the_same_evaluations_and_count_them():
     found = fit(problem, selection, [grid.sigmas], 3)
     calls = sum(task.denoise.calls for one in (problem, selection) for task in one.tasks)
     assert found.evaluations == 8 * calls
-    slow = descend(problem, selection, grid.sigmas, "all", 44)
+    slow = descend(problem, selection, grid.sigmas, "all", 20)
     assert slow.evaluations > 0.9 * found.evaluations and found.selection_error < 0.5 * slow.selection_error
+
+
+@pytest.mark.parametrize("n", [3, 7])
+def test_a_run_that_parts_from_a_kept_one_is_the_whole_run_and_costs_what_differs(n):
+    """To the bit, whichever number differs; a told level costs the calls from its own on, all others those after."""
+    start = {
+        name: np.array(value) for name, value in unrolled.from_sigmas([*np.geomspace(40, 0.1, n).tolist(), 0.0]).items()
+    }
+    start["told"] = np.linspace(-0.1, 0.1, n, dtype=np.float32)
+    kept = KeptRun(GaussianDenoiser(), NOISE, frozen(start))
+    assert kept.evaluations == n and mx.array_equal(
+        kept.images, sample(GaussianDenoiser(), NOISE, frozen(start)).images
+    )
+    cost = {"log_first": lambda _: n, "told": lambda place: n - place[0]}
+    for name, values in start.items():
+        for place in np.ndindex(values.shape):
+            if name == "weights" and place[1] >= place[0]:
+                continue
+            moved = values.copy()
+            moved[place] += 0.01
+            steps = frozen({**start, name: moved})
+            images, evaluations = kept.part(steps)
+            assert mx.array_equal(images, sample(GaussianDenoiser(), NOISE, steps).images), (name, place)
+            assert evaluations == cost.get(name, lambda place: n - place[0] - 1)(place), (name, place)
+    images, evaluations = kept.part(frozen(start))
+    assert evaluations == 0 and mx.array_equal(images, kept.images)
+
+
+def test_a_run_that_breaks_after_parting_says_where():
+    steps = LearnedSteps((9.0, 2.0, 0.5, 0.0), (8.0, 2.5, 0.4), ((), (0.1,), ()))
+    kept = KeptRun(GaussianDenoiser(), NOISE, steps)
+    with pytest.raises(SamplerDivergedError, match=r"step 2 from sigma 0\.5"):
+        kept.part(replace(steps, weights=((), (0.1,), (3e38, 3e38))))
+
+
+def frozen(parameters):
+    return unrolled.freeze({name: mx.array(value) for name, value in parameters.items()}, ENDS)
 
 
 def test_of_several_starts_the_one_that_gets_furthest_goes_on():

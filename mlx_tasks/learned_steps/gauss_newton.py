@@ -1,11 +1,13 @@
 """Steps by Levenberg and Marquardt's least squares on the endpoint: few numbers, many residuals, no backward pass.
 
 A run of n steps has 4 to 5 n numbers, and every pixel of every noise is a residual, so the Jacobian by differences
-costs as many runs and tells far more than a gradient does: a dozen iterations are enough.
+costs as many runs and tells far more than a gradient does: a dozen iterations are enough.  Each of its runs starts at
+the step that its number belongs to, which spares it half of the evaluations and more.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,9 @@ import numpy as np
 from mlx_tasks.errors import DataError, DivergedError
 from mlx_tasks.learned_steps import unrolled
 from mlx_tasks.learned_steps.gradient import Descent
+from mlx_tasks.learned_steps.kept_run import KeptRun
 from mlx_tasks.learned_steps.unrolled import Parameters
 from mlx_tasks.rl.problem import Problem, Task
-from mlx_tasks.samplers.driver import sample
 from mlx_tasks.samplers.learned import HISTORY, LearnedSteps
 
 DIFFERENCE = 0.005
@@ -120,8 +122,7 @@ class _Walk:
         self._numbers = _Numbers.of(unrolled.from_sigmas(start))
         self._point = self._numbers.pack().astype(np.float64)
         self._damping, self._ended, self._idle = 1e-2, False, 0
-        self._residuals = _residuals(problem, self._steps(self._point), tasks)
-        self._error = _mean(self._residuals)
+        self._look(self._point)
         self.best = self._steps(self._point)
         self.best_error = float(selection.errors(self.best).mean())
 
@@ -129,8 +130,7 @@ class _Walk:
         """Go on with these noises."""
         if len(tasks) != len(self._tasks):
             self._tasks, self._ended, self._idle = tasks, False, 0
-            self._residuals = _residuals(self._problem, self._steps(self._point), tasks)
-            self._error = _mean(self._residuals)
+            self._look(self._point)
 
     def advance(self) -> bool:
         """One iteration; False once there is nothing to gain."""
@@ -147,11 +147,7 @@ class _Walk:
         """A Levenberg-Marquardt step; whether the error fell."""
         before, point = self._error, self._point
         jacobian = np.stack(
-            [
-                (_residuals(self._problem, self._steps(point + h), self._tasks) - self._residuals) / DIFFERENCE
-                for h in DIFFERENCE * np.eye(len(point))
-            ],
-            axis=-1,
+            [(self._beside(point + h) - self._residuals) / DIFFERENCE for h in DIFFERENCE * np.eye(len(point))], axis=-1
         )
         weights = (np.square(self._residuals).sum(axis=1) + 1e-12) ** -0.25
         weighted = (jacobian * weights[:, None, None]).reshape(-1, len(point))
@@ -160,12 +156,7 @@ class _Walk:
         for _ in range(TRIES):
             move = -np.linalg.solve(curvature + self._damping * np.diag(np.diag(curvature) + 1e-12), slope)
             move *= min(1.0, LONGEST / max(np.abs(move).max(), 1e-12))
-            try:
-                tried = _residuals(self._problem, self._steps(point + move), self._tasks)
-            except (DataError, DivergedError):
-                tried = None
-            if tried is not None and _mean(tried) < before:
-                self._point, self._residuals, self._error = point + move, tried, _mean(tried)
+            if self._look(point + move, before):
                 self._damping = max(self._damping / 4.0, 1e-6)
                 break
             self._damping *= 4.0
@@ -175,19 +166,38 @@ class _Walk:
         self._ended = self._idle > 1
         return True
 
+    def _look(self, point: np.ndarray, below: float = math.inf) -> bool:
+        """Stand at this point if the error is below so much there; whether it is."""
+        try:
+            runs = [KeptRun(task.denoise, task.noise, self._steps(point)) for task in self._tasks]
+        except (DataError, DivergedError):
+            if below == math.inf:
+                raise
+            return False
+        for task, run in zip(self._tasks, runs, strict=True):
+            self._problem.meter.evaluations += run.evaluations * len(task.noise)
+        residuals = self._residuals_of([run.images for run in runs])
+        if not (error := _mean(residuals)) < below:
+            return False
+        self._point, self._runs, self._residuals, self._error = point, runs, residuals, error
+        return True
+
+    def _beside(self, point: np.ndarray) -> np.ndarray:
+        """The residuals at a point that differs from the one we stand at in one number."""
+        steps, images = self._steps(point), []
+        for task, run in zip(self._tasks, self._runs, strict=True):
+            drawn, evaluations = run.part(steps)
+            self._problem.meter.evaluations += evaluations * len(task.noise)
+            images.append(drawn)
+        return self._residuals_of(images)
+
+    def _residuals_of(self, images: Sequence[mx.array]) -> np.ndarray:
+        """(N, pixels): distances from the many-step results over the root of the pixels' count."""
+        gaps = [np.array(drawn) - task.truth for drawn, task in zip(images, self._tasks, strict=True)]
+        return np.concatenate([gap.reshape(len(gap), -1).astype(np.float64) / gap[0].size ** 0.5 for gap in gaps])
+
     def _steps(self, values: np.ndarray) -> LearnedSteps:
         return unrolled.freeze(self._numbers.unpack(values), self._ends)
-
-
-def _residuals(problem: Problem, steps: LearnedSteps, tasks: Sequence[Task]) -> np.ndarray:
-    """(N, pixels): distances from the many-step results over the root of the pixels' count."""
-    rows = []
-    for task in tasks:
-        drawn = sample(task.denoise, task.noise, steps)
-        problem.meter.evaluations += drawn.nfe * len(task.noise)
-        gap = (np.array(drawn.images) - task.truth).reshape(len(task.noise), -1)
-        rows.append(gap.astype(np.float64) / gap.shape[1] ** 0.5)
-    return np.concatenate(rows)
 
 
 def _mean(residuals: np.ndarray) -> float:

@@ -78,7 +78,7 @@ def sample(
     else:
         sigmas = grid.sigmas if isinstance(grid, Grid) else check_sigmas(grid)
         method = find_solver(solver, **(options or {}))
-    counted = _Counted(denoise)
+    counted = Counted(denoise)
     x = noise * (math.sqrt(1.0 + sigmas[0] ** 2) if start is None else start)
     state = method.init(x, sigmas)
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -109,8 +109,13 @@ def check_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
     return levels
 
 
-class _Counted:
-    """A denoiser whose calls are counted, and whose first estimate of a step is kept for the callback."""
+class Counted:
+    """A denoiser whose calls are counted, and whose first estimate of a step is kept for the callback.
+
+    Attributes:
+        evaluations: network evaluations of one image, both guidance branches counted.
+        first: the first estimate since it was last set to None.
+    """
 
     def __init__(self, denoise: Callable[[mx.array, float], mx.array]) -> None:
         self._denoise = denoise
