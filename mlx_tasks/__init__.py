@@ -6,7 +6,7 @@ An installed package that imports no Airflow. Importing it loads nothing heavy; 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "AdaptiveScheduler": "mlx_tasks.pipeline",
+    "AdaptiveScheduler": "mlx_tasks.optimizing.adaptive",
     "Guidance": "mlx_tasks.diffusion.guidance",
     "DiffusionPipeline": "mlx_tasks.pipeline",
     "PipelineOutput": "mlx_tasks.pipeline",

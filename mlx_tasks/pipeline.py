@@ -9,7 +9,7 @@ images = pipe(class_labels=[3, 1, 4], seed=0).images
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from mlx_tasks import hardware
 from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.diffusion.guidance import Guidance
 from mlx_tasks.errors import DataError
-from mlx_tasks.files import read_json, write_json
-from mlx_tasks.models.bundle import Bundle, Sampler, read_bundle, write_bundle
+from mlx_tasks.models.bundle import Bundle, read_bundle, write_bundle
+from mlx_tasks.optimizing.adaptive import AdaptiveScheduler
 from mlx_tasks.samplers.bundle_sampler import bundle_noise, check_labels, own_steps, sample_bundle
 from mlx_tasks.samplers.denoiser import NetworkDenoiser, network_denoiser
 from mlx_tasks.samplers.driver import Callback
@@ -55,55 +55,6 @@ class PipelineOutput:
         from PIL import Image
 
         return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in self.images]
-
-
-@dataclass(frozen=True)
-class AdaptiveScheduler:
-    """Steps for every budget: learned for several numbers of evaluations, the largest that fits is taken.
-
-    Attributes:
-        samplers: network evaluations -> the sampler that was best for them.
-        errors: network evaluations -> its distance to the many-step result, on noises that nothing was learned on.
-    """
-
-    samplers: Mapping[int, Sampler]
-    errors: Mapping[int, float]
-
-    @classmethod
-    def fit(
-        cls, pipeline: DiffusionPipeline, nfe: Sequence[int] = (4, 6, 8), tell: Tell = print, **effort: Any
-    ) -> AdaptiveScheduler:
-        """Learn steps for each number of evaluations.  effort: as `DiffusionPipeline.optimize` takes it."""
-        optimizer = pipeline._optimizer(tell=tell, **effort)
-        outcomes = {budget: optimizer.at(budget // optimizer.branches) for budget in sorted(set(nfe))}
-        return cls(
-            {outcome.best["nfe"]: optimizer.sampler(outcome) for outcome in outcomes.values()},
-            {outcome.best["nfe"]: float(outcome.best["error"]) for outcome in outcomes.values()},
-        )
-
-    def sampler(self, nfe: int) -> Sampler:
-        """The sampler for a budget.  Raises: DataError where it is below the least that was learned."""
-        fitting = [known for known in self.samplers if known <= nfe]
-        if not fitting:
-            raise DataError(f"steps were learned for {sorted(self.samplers)} evaluations, got a budget of {nfe}")
-        return self.samplers[max(fitting)]
-
-    def save(self, path: Path | str) -> None:
-        """Write it as JSON."""
-        rows = {str(n): {"error": self.errors[n], "sampler": sampler.to_dict()} for n, sampler in self.samplers.items()}
-        write_json(Path(path), rows)
-
-    @classmethod
-    def load(cls, path: Path | str) -> AdaptiveScheduler:
-        """What `save` wrote.  Raises: DataError for another file."""
-        try:
-            rows = read_json(Path(path))
-            samplers = {int(n): Sampler.from_dict(row["sampler"]) for n, row in rows.items()}
-            return cls(samplers, {int(n): float(row["error"]) for n, row in rows.items()})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path} is no saved AdaptiveScheduler ({error!r})") from None
 
 
 class DiffusionPipeline:
@@ -141,6 +92,8 @@ class DiffusionPipeline:
         solver: str | None = None,
         grid: str | Grid | Sequence[float] | None = None,
         callback: Callback | None = None,
+        quality: float | None = None,
+        coverage: float = 0.95,
     ) -> PipelineOutput:
         """Draw images: one a label, or num_images of any class.
 
@@ -151,6 +104,8 @@ class DiffusionPipeline:
         callback: callback(step_index, sigma, x0_estimate) of each batch in turn, for previews; True ends the batch.
         guidance_scale: a scale, or a `Guidance` with its interval, rescale and threshold; the bundle's own otherwise.
         tolerance: of error-controlled steps, 0.02 for example: each image then takes what it needs, with no grid.
+        quality: RMS distance to the many-step result that a share of `coverage` of every class's images is to be
+            within, where a scheduler was fitted: each image takes what its class needs (`AdaptiveScheduler.needed`).
         Raises: DataError for a budget without a scheduler, more than one way of choosing the steps, labels and a
             number that differ, no images, or guidance without labels; ValueError for labels out of range, an unknown
             solver or grid, or noise levels that do not fall.
@@ -166,6 +121,7 @@ class DiffusionPipeline:
         noise = bundle_noise(self.bundle, seed, count)
         named, levels = (grid, None) if isinstance(grid, str) else (None, grid)
         ways = {"nfe": nfe, "tolerance": tolerance, "num_inference_steps": num_inference_steps, "grid": levels}
+        ways |= {"quality": quality}
         asked = [f"{name} {value}" for name, value in ways.items() if value is not None]
         if len(asked) > 1:
             raise DataError(f"{' and '.join(asked)} each choose the steps: give one of them")
@@ -175,6 +131,13 @@ class DiffusionPipeline:
             if callback is not None:
                 raise DataError("with a tolerance each image takes its own steps: there is no callback to call")
             return self._within(noise, class_labels, guidance_scale, tolerance)
+        if quality is not None:
+            if guidance_scale is not None or callback is not None:
+                raise DataError(
+                    "a quality holds with the bundle's own guidance, class by class: leave guidance_scale "
+                    "and callback out"
+                )
+            return self._of_quality(noise, class_labels, quality, coverage, batch_size)
         if num_inference_steps is not None:
             levels = make_grid(named or "log_snr", self.bundle.schedule, num_inference_steps)
         steps, method = (levels, solver or "dpmpp_2m") if levels is not None else self._steps(nfe)
@@ -216,6 +179,32 @@ class DiffusionPipeline:
             cost = measure_cost(self.bundle, batch, hardware.detect().chip)
             outcome = optimizer.at(cost.steps_within(float(budget_ms or 0.0)))
         return DiffusionPipeline(replace(self.bundle, sampler=optimizer.sampler(outcome)), self.scheduler)
+
+    def _of_quality(
+        self, noise: mx.array, labels: Sequence[int] | None, quality: float, coverage: float, batch_size: int
+    ) -> PipelineOutput:
+        """Each class's own number of evaluations; images of equal numbers are drawn together."""
+        if self.scheduler is None:
+            raise DataError("quality needs a scheduler: DiffusionPipeline(pipe.bundle, AdaptiveScheduler.fit(pipe))")
+        if labels is None and self.bundle.sampler.class_names:
+            raise DataError("a quality is promised class by class: give class_labels")
+        check_labels(self.bundle, labels, len(noise))
+        if labels is not None and max(labels) >= len(self.bundle.sampler.class_names):
+            raise DataError(f"a quality is promised for the bundle's classes, got the empty label {max(labels)}")
+        own = np.zeros(len(noise), int) if labels is None else np.asarray(labels)
+        needed = self.scheduler.needed(quality, coverage)[own]
+        images: dict[int, np.ndarray] = {}
+        for nfe in np.unique(needed).tolist():
+            rows = np.flatnonzero(needed == nfe)
+            sampler = self.scheduler.samplers[nfe]
+            drawn = sample_bundle(
+                replace(self.bundle, sampler=sampler),
+                noise[mx.array(rows)],
+                None if labels is None else own[rows],
+                batch_size=batch_size,
+            )
+            images |= dict(zip(rows.tolist(), to_uint8(np.array(drawn.images)), strict=True))
+        return PipelineOutput(np.stack([images[i] for i in range(len(noise))]), float(needed.mean()), needed)
 
     def _within(
         self, noise: mx.array, labels: Sequence[int] | None, scale: float | Guidance | None, tolerance: float

@@ -1,13 +1,19 @@
 """`mlx-tasks optimize` on a real small bundle: steps within a budget, the fewest that are good enough, the bundle."""
 
+import base64
+import io
 import json
+import re
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 from registry_workspace import write_small_bundle
 
 from mlx_tasks.cli import main
+from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.learned_steps.methods import Effort
 from mlx_tasks.models.bundle import read_bundle
@@ -17,6 +23,7 @@ from mlx_tasks.optimizing.commands import milliseconds
 from mlx_tasks.optimizing.device_cost import StepCost
 from mlx_tasks.optimizing.optimizer import Optimizer
 from mlx_tasks.registry.reference import make_reference, read_reference, write_reference
+from mlx_tasks.report.svg import number
 from mlx_tasks.samplers import sample_bundle
 from mlx_tasks.samplers.driver import Samples
 
@@ -132,9 +139,40 @@ def test_a_dry_run_writes_nothing_and_prints_tables(folder, capsys):
     assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
 
 
+def test_the_page_shows_what_the_json_says_and_images_from_the_same_noises(folder, tmp_path, capsys):
+    page, command = tmp_path / "made" / "steps.html", ["optimize", "--model", str(folder), "--nfe", "3", "--dry-run"]
+    assert main([*command, "--page", str(page), "--json", *QUICK]) == 0
+    told, html = json.loads(capsys.readouterr().out), page.read_text()
+    from mlx_tasks.report.charts import grid_name
+
+    assert f"The best 3 steps: {grid_name(told['method'])}" in html
+    for row in told["methods"].values():
+        assert number(row["error"]) in html
+    for row in told["curve"]:
+        assert f"{row['nfe']} evaluations: {number(row['error'])} [{number(row['low'])}, {number(row['high'])}]" in html
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in re.findall(r'base64,([^"]+)"', html)]
+    assert len(pictures) == 4 and "://" not in re.sub(r'xmlns="[^"]+"', "", html)
+    kept, before, plain, many = (np.asarray(one).astype(int) for one in pictures)
+    assert np.abs(kept - many).mean() < np.abs(before - many).mean() and np.abs(plain - many).mean() > 0
+
+
+def test_what_is_shown_is_what_the_steps_draw(optimizer):
+    outcome, noise = optimizer.at(4), mx.concatenate([task.noise for task in optimizer._problems["test"].tasks])
+    shown = {one.name: one for one in optimizer.shown(outcome, count=5)}
+    drawn = sample_bundle(
+        replace(optimizer.bundle, sampler=optimizer.sampler(outcome)), noise, [i % 3 for i in range(16)]
+    )
+    assert np.abs(shown[outcome.kept].images.astype(int) - to_uint8(np.array(drawn.images))[:5]).max() <= 1
+    assert shown[outcome.kept].nfe == 4 and shown[outcome.kept].error == pytest.approx(outcome.best["error"], rel=1e-5)
+    own = sample_bundle(optimizer.bundle, noise, [i % 3 for i in range(16)])
+    assert np.abs(shown["before"].images.astype(int) - to_uint8(np.array(own.images))[:5]).max() <= 1
+    assert shown["many_steps"].nfe == 24 and shown["many_steps"].error == 0 and shown["before"].error > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--nfe", "4", "--page", "."], "--page is the file to write, got the folder ."),
         (["--nfe", "0"], "--nfe must be at least 1"),
         (["--nfe", "4", "--methods", "magic"], "no method named 'magic'"),
         (["--budget", "soon"], "a time above 0"),

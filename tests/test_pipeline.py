@@ -9,7 +9,7 @@ import pytest
 from registry_workspace import write_small_bundle
 
 import mlx_tasks
-from mlx_tasks import AdaptiveScheduler, DiffusionPipeline
+from mlx_tasks import DiffusionPipeline
 from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.diffusion import NoiseSchedule
 from mlx_tasks.errors import DataError
@@ -31,11 +31,6 @@ def pipe(tmp_path_factory):
     return DiffusionPipeline.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def scheduler(pipe):
-    return AdaptiveScheduler.fit(pipe, nfe=(2, 3), tell=quiet, **QUICK)
-
-
 def test_a_call_draws_what_the_bundle_draws(pipe):
     found = pipe([2, 0, 1], seed=7)
     alone = draw(pipe.bundle, [2], [7])
@@ -45,22 +40,6 @@ def test_a_call_draws_what_the_bundle_draws(pipe):
     assert len(pipe(num_images=2).images) == 2
     with pytest.raises(DataError, match="3 labels and num_images 2 differ"):
         pipe([0, 1, 2], num_images=2)
-
-
-def test_the_scheduler_takes_the_most_that_fits_and_comes_back_from_disk(pipe, scheduler, tmp_path):
-    assert sorted(scheduler.samplers) == [2, 3] and scheduler.errors[3] < scheduler.errors[2]
-    fitted = DiffusionPipeline(pipe.bundle, scheduler)
-    assert fitted([0], nfe=9).nfe == 3 and fitted([0], nfe=2).nfe == 2
-    scheduler.save(tmp_path / "s.json")
-    again = AdaptiveScheduler.load(tmp_path / "s.json")
-    assert again.samplers == dict(scheduler.samplers) and again.errors == dict(scheduler.errors)
-    with pytest.raises(DataError, match=r"learned for \[2, 3\] evaluations, got a budget of 1"):
-        fitted([0], nfe=1)
-    with pytest.raises(DataError, match="nfe needs a scheduler"):
-        pipe([0], nfe=4)
-    (tmp_path / "bad.json").write_text('{"4": {}}')
-    with pytest.raises(DataError, match="no saved AdaptiveScheduler"):
-        AdaptiveScheduler.load(tmp_path / "bad.json")
 
 
 def test_optimize_gives_a_pipeline_that_saves_and_draws_the_same(pipe, tmp_path):

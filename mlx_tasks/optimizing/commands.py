@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--tries", type=int, default=48, help="grids of each plain search")
     command.add_argument("--noises", type=int, default=128, help="fresh noises that the methods are judged on")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--page", type=Path, metavar="FILE", help="show it as an HTML page too, with pictures")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.set_defaults(command=_optimize)
     costs = commands.add_parser("device-cost", help="what one network evaluation costs on this machine")
@@ -69,6 +70,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
     for name in ("batch", "iterations", "noises", "tries"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.page and arguments.page.is_dir():
+        raise DataError(f"--page is the file to write, got the folder {arguments.page}")
     quality: float = 1.0 if arguments.quality is None else arguments.quality
     if not (math.isfinite(quality) and quality > 0):
         raise DataError(f"--quality is a distance above 0, 0.02 for example, got {quality!r}")
@@ -113,6 +116,12 @@ def _optimize(arguments: argparse.Namespace) -> int:
         print(json.dumps({**told, "methods": outcome.rows, "curve": optimizer.curve()}, indent=2))
     else:
         _print(optimizer, outcome, cost)
+    if arguments.page:
+        from mlx_tasks.files import atomic_write_text
+        from mlx_tasks.optimizing.page import render
+
+        atomic_write_text(arguments.page, render(optimizer, outcome, told))
+        tell(f"shown in {arguments.page}")
     if not arguments.dry_run:
         out = arguments.out or arguments.model
         put_sampler(arguments.model, out, optimizer.sampler(outcome), told)
@@ -151,6 +160,7 @@ def _device_cost(arguments: argparse.Namespace) -> int:
 
 
 def _print(optimizer: Any, outcome: Any, cost: Any) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -161,9 +171,11 @@ def _print(optimizer: Any, outcome: Any, cost: Any) -> None:
     title = (
         f"{outcome.num_steps} steps, {cost.run_ms(outcome.num_steps):.3g} ms an image: distance to the many-step result"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for head in ("steps chosen by", "error (95 %)", "evaluations spent", "seconds spent", "diffusers"):
-        table.add_column(head, justify="left" if head == "steps chosen by" else "right")
+        table.add_column(
+            head, justify="left" if head == "steps chosen by" else "right", no_wrap=head == "steps chosen by"
+        )
     for name, row in sorted(outcome.rows.items(), key=lambda item: item[1]["error"]):
         table.add_row(
             ("◆ " if name == outcome.kept else "  ") + grid_name(name),
@@ -176,8 +188,8 @@ def _print(optimizer: Any, outcome: Any, cost: Any) -> None:
     rows = optimizer.curve()
     budgets = sorted({row["nfe"] for row in rows})
     names = list(dict.fromkeys(row["method"] for row in rows))
-    curve = Table(title="Error by network evaluations", title_justify="left")
-    curve.add_column("")
+    curve = Table(title="Error by network evaluations", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    curve.add_column("", no_wrap=True)
     for budget in budgets:
         curve.add_column(str(budget), justify="right")
     for name in names:

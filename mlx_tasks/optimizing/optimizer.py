@@ -7,11 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.errors import DataError
 from mlx_tasks.learned_steps.methods import Effort, find_steps
-from mlx_tasks.rl.comparison import compare, default_grids
+from mlx_tasks.metrics.bootstrap import bootstrap_mean
+from mlx_tasks.rl.comparison import CONFIDENCE, DEFAULT_GRIDS, RESAMPLES, compare, default_grids
 from mlx_tasks.rl.plain_search import Found
-from mlx_tasks.rl.problem import Problem, bundle_problem
+from mlx_tasks.rl.problem import Problem, bundle_problem, endpoint_errors
+from mlx_tasks.samplers.bundle_sampler import own_steps
+from mlx_tasks.samplers.driver import sample
+from mlx_tasks.samplers.grids import make_grid
 from mlx_tasks.samplers.learned import LearnedSteps
 
 if TYPE_CHECKING:
@@ -47,6 +54,23 @@ class Outcome:
         return self.rows[self.kept]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What one way of sampling makes of the noises that all are shown on.
+
+    Attributes:
+        name: a method, "before" (the bundle's own steps) or "many_steps".
+        nfe: network evaluations of an image.
+        error: mean distance to the many-step result over all noises of the test.
+        images: (count, H, W, C) uint8.
+    """
+
+    name: str
+    nfe: int
+    error: float
+    images: np.ndarray
+
+
 class Optimizer:
     """A bundle with noises to learn on, to choose on and to judge on; each number of steps is looked at once.
 
@@ -66,6 +90,7 @@ class Optimizer:
         tell: Tell = lambda _: None,
     ) -> None:
         self.bundle, self.effort, self.methods, self.tell = bundle, effort, tuple(methods), tell
+        self.reference_steps = reference_steps
         self._problems: dict[str, Problem] = {}
         for purpose, count in (("tuning", 4 * batch_size), ("selection", 2 * batch_size), ("test", noises)):
             tell(f"many-step results of {count} noises ({purpose})")
@@ -127,19 +152,45 @@ class Optimizer:
         return self.at(high)
 
     def curve(self) -> list[dict[str, Any]]:
-        """Errors of the default grids by steps, and of everything that was searched: [{method, nfe, error}]."""
+        """Errors of the default grids by steps, and of everything that was searched: [{method, nfe, error, low, high}].
+
+        Intervals are 95 % bootstrap intervals over the test's noises.
+        """
         test, rows = self._problems["test"], []
         for steps in sorted({*CURVE, *self._known}):
             known = self._known[steps].rows if steps in self._known else {}
             for name, grid in default_grids(test, steps).items():
-                error = known[name]["error"] if name in known else float(test.errors(grid).mean())
-                rows.append({"method": name, "nfe": self.branches * steps, "error": error})
+                if name not in known:
+                    found = bootstrap_mean(test.errors(grid), RESAMPLES, CONFIDENCE, self.effort.seed)
+                    own = {"error": found.value, "low": found.low, "high": found.high}
+                    rows.append({"method": name, "nfe": self.branches * steps, **own})
             rows += [
-                {"method": name, "nfe": row["nfe"], "error": row["error"]}
+                {"method": name, **{key: row[key] for key in ("nfe", "error", "low", "high")}}
                 for name, row in known.items()
-                if row["learning_evaluations"]
             ]
         return rows
+
+    def shown(self, outcome: Outcome, count: int = 8) -> list[Shown]:
+        """The same noises by the steps that are kept, the bundle's own, the best default grid and very many steps.
+
+        count: images of each, from the first noises that the methods are judged on.
+        """
+        tasks, sampler = self._problems["test"].tasks, self.sampler(outcome)
+        plain = min(DEFAULT_GRIDS, key=lambda name: outcome.rows[name]["error"])
+        ways = {
+            outcome.kept: (own_steps(replace(self.bundle, sampler=sampler)), sampler.solver),
+            "before": (own_steps(self.bundle), self.bundle.sampler.solver),
+            plain: (make_grid(plain, self.bundle.schedule, outcome.num_steps), SOLVER),
+        }
+        truth = np.concatenate([task.truth for task in tasks])
+        made = []
+        for name, (steps, solver) in ways.items():
+            drawn = [sample(task.denoise, task.noise, steps, solver) for task in tasks]
+            images = np.concatenate([np.array(one.images) for one in drawn])
+            error = float(endpoint_errors(images, truth).mean())
+            made.append(Shown(name, drawn[0].nfe, error, to_uint8(images[:count])))
+        reference = self.branches * self.reference_steps
+        return [*made, Shown("many_steps", reference, 0.0, to_uint8(truth[:count]))]
 
     def sampler(self, outcome: Outcome) -> Sampler:
         """The bundle's sampler with the outcome's steps."""

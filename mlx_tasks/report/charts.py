@@ -213,7 +213,9 @@ def errors_chart(budgets: Sequence[dict[str, Any]]) -> str:
             parts.append(element("line", x1=across, x2=across, y1=low, y2=high, class_=f"whisker {class_}"))
             title = f"{grid_name(name)}, {row['nfe']} evaluations: {interval(row['error'])}"
             parts.append(mark(shape, across, down, class_, title, 5.6 if row["kept"] else 4.2))
-        last = points[-1][0]
+        last, height = points[-1]
+        if last < x.end - 8:
+            parts.append(element("line", x1=last + 8, y1=height, x2=x.end + 4, y2=place, class_="grid"))
         parts.append(label(max(last, x.end - 8) + 16, place + 4, grid_name(name), f"name {'role-winner' * kept}"))
     return picture(540, 380, parts, "Error against network evaluations, by method")
 
