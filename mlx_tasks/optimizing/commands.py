@@ -172,19 +172,21 @@ def _print(optimizer: Any, outcome: Any, cost: Any) -> None:
         f"{outcome.num_steps} steps, {cost.run_ms(outcome.num_steps):.3g} ms an image: distance to the many-step result"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for head in ("steps chosen by", "error (95 %)", "evaluations spent", "seconds spent", "diffusers"):
+    for head in ("steps chosen by", "error", "95 %", "evaluations", "seconds", "diffusers"):
         table.add_column(
             head, justify="left" if head == "steps chosen by" else "right", no_wrap=head == "steps chosen by"
         )
     for name, row in sorted(outcome.rows.items(), key=lambda item: item[1]["error"]):
         table.add_row(
             ("◆ " if name == outcome.kept else "  ") + grid_name(name),
-            f"{row['error']:.4f} ({row['low']:.4f} to {row['high']:.4f})",
+            f"{row['error']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}",
             number(row["learning_evaluations"]),
             f"{row['learning_seconds']:.0f}",
             "no" if row["learned"] else "yes",
         )
     console.print(table)
+    console.print("evaluations, seconds: spent on finding the steps; diffusers: whether it takes them too")
     rows = optimizer.curve()
     budgets = sorted({row["nfe"] for row in rows})
     names = list(dict.fromkeys(row["method"] for row in rows))
