@@ -171,7 +171,7 @@ def _print(optimizer: Any, outcome: Any, cost: Any) -> None:
     title = (
         f"{outcome.num_steps} steps, {cost.run_ms(outcome.num_steps):.3g} ms an image: distance to the many-step result"
     )
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in ("steps chosen by", "error", "95 %", "evaluations", "seconds", "diffusers"):
         table.add_column(
             head, justify="left" if head == "steps chosen by" else "right", no_wrap=head == "steps chosen by"
@@ -186,7 +186,7 @@ def _print(optimizer: Any, outcome: Any, cost: Any) -> None:
             "no" if row["learned"] else "yes",
         )
     console.print(table)
-    console.print("evaluations, seconds: spent on finding the steps; diffusers: whether it takes them too")
+    console.print("evaluations, seconds: spent on finding them; diffusers: whether it takes them")
     rows = optimizer.curve()
     budgets = sorted({row["nfe"] for row in rows})
     names = list(dict.fromkeys(row["method"] for row in rows))
