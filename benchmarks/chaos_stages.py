@@ -39,6 +39,8 @@ DAG = "optimize_diffusion"
 CONF = {"preset": "toy", "overrides": {"search.max_quality_loss": 0.0}}
 """All four architectures are tried, and the one of least error is chosen whatever its latency."""
 WORKER = "alpha"
+UNSEEN_S = 2.0
+"""Taken for the life of a stage that was too short to be seen undisturbed."""
 
 
 class Watch:
@@ -66,7 +68,7 @@ class Watch:
                     if self._lives is None:
                         self.lived[target] = time.time() - process.create_time()
                     elif target not in self.killed:
-                        self.killed[target] = self._kill(process, self._lives.get(target, 2.0))
+                        self.killed[target] = self._kill(process, self._lives.get(target, UNSEEN_S))
 
     def _kill(self, process: psutil.Process, lived_s: float) -> float | None:
         """Seconds of its life after which it was killed; None if it had ended."""
