@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--qualities", type=float, nargs="+", default=[0.06, 0.08, 0.1, 0.12, 0.15, 0.2])
     parser.add_argument("--coverages", type=float, nargs="+", default=[0.9, 0.95])
     parser.add_argument("--guidance", type=float, help="another scale than the bundle's")
+    parser.add_argument("--schedulers", type=Path, default=Path("work/schedulers"), help="where fits are kept")
     parser.add_argument("--name", default="steps_by_class")
     given = parser.parse_args()
     bundle = read_bundle(given.bundle)
@@ -55,7 +56,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         rows += one_seed(bundle, seed, given)
-    config = {key: value for key, value in vars(given).items() if key not in ("bundle", "name")}
+    config = {key: value for key, value in vars(given).items() if key not in ("bundle", "name", "schedulers")}
     config |= {"bundle": bundle.digest, "classes": list(bundle.sampler.class_names)}
     print(save(given.name, question="What does giving each class what it needs save?", config=config, rows=rows))
 
@@ -64,9 +65,14 @@ def one_seed(bundle: Bundle, seed: int, given: Any) -> list[dict[str, Any]]:
     """The rows of one seed."""
     pipe = DiffusionPipeline(bundle)
     told = {"tell": lambda text: print(f"seed {seed}: {text}", flush=True), "seed": seed}
-    fitted = AdaptiveScheduler.fit(
-        pipe, given.nfe, calibration=given.calibration, methods=("least_squares",), tries=48, **told
-    )
+    kept = given.schedulers / f"{bundle.digest[:12]}-{'-'.join(map(str, given.nfe))}-{given.calibration}-{seed}.json"
+    if kept.is_file():
+        fitted = AdaptiveScheduler.load(kept)
+    else:
+        fitted = AdaptiveScheduler.fit(
+            pipe, given.nfe, calibration=given.calibration, methods=("least_squares",), tries=48, **told
+        )
+        fitted.save(kept)
     optimizer = pipe._optimizer(noises=1, **told)
     fresh = held_out_errors(bundle, fitted.samplers, given.noises, optimizer, purpose="fresh")
     budgets = np.array(sorted(fresh), float)
