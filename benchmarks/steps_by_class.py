@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 
 from mlx_tasks.errors import DataError  # noqa: E402
 from mlx_tasks.models.bundle import Bundle, read_bundle  # noqa: E402
-from mlx_tasks.optimizing.adaptive import AdaptiveScheduler, held_out_errors  # noqa: E402
+from mlx_tasks.optimizing.adaptive import AdaptiveScheduler  # noqa: E402
 from mlx_tasks.pipeline import DiffusionPipeline  # noqa: E402
 
 
@@ -74,7 +74,7 @@ def one_seed(bundle: Bundle, seed: int, given: Any) -> list[dict[str, Any]]:
         )
         fitted.save(kept)
     optimizer = pipe._optimizer(noises=1, **told)
-    fresh = held_out_errors(bundle, fitted.samplers, given.noises, optimizer, purpose="fresh")
+    fresh = optimizer.errors_by_class(fitted.samplers, given.noises, "fresh")
     budgets = np.array(sorted(fresh), float)
     errors = np.stack([fresh[int(nfe)] for nfe in budgets])  # (budgets, classes, N)
     means = {int(nfe): [float(v) for v in one.mean(axis=1)] for nfe, one in zip(budgets, errors, strict=True)}

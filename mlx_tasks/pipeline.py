@@ -122,9 +122,9 @@ class DiffusionPipeline:
         named, levels = (grid, None) if isinstance(grid, str) else (None, grid)
         ways = {"nfe": nfe, "tolerance": tolerance, "num_inference_steps": num_inference_steps, "grid": levels}
         ways |= {"quality": quality}
-        asked = [f"{name} {value}" for name, value in ways.items() if value is not None]
-        if len(asked) > 1:
-            raise DataError(f"{' and '.join(asked)} each choose the steps: give one of them")
+        given = [f"{name} {value}" for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise DataError(f"{' and '.join(given)} each choose the steps: give one of them")
         if (solver or named) and num_inference_steps is None and levels is None:
             raise DataError("a solver or a named grid goes with num_inference_steps: give how many, or leave them out")
         if tolerance is not None:
@@ -192,7 +192,12 @@ class DiffusionPipeline:
         if labels is not None and max(labels) >= len(self.bundle.sampler.class_names):
             raise DataError(f"a quality is promised for the bundle's classes, got the empty label {max(labels)}")
         own = np.zeros(len(noise), int) if labels is None else np.asarray(labels)
-        needed = self.scheduler.needed(quality, coverage)[own]
+        known = self.scheduler.needed(quality, coverage)
+        if len(known) != max(1, len(self.bundle.sampler.class_names)):
+            raise DataError(
+                f"the scheduler was fitted to {len(known)} classes, the bundle has others: fit it to this one"
+            )
+        needed = known[own]
         images: dict[int, np.ndarray] = {}
         for nfe in np.unique(needed).tolist():
             rows = np.flatnonzero(needed == nfe)

@@ -5,26 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from registry_workspace import write_small_bundle
+from small_pipeline import QUICK, quiet
 
 from mlx_tasks import AdaptiveScheduler, DiffusionPipeline
 from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.errors import DataError
 from mlx_tasks.samplers import bundle_noise, sample_bundle
 
-QUICK = {"tries": 4, "iterations": 2, "noises": 8, "methods": ("least_squares",), "batch_size": 4}
-QUICK |= {"reference_steps": 16}
-
-
-def quiet(_):
-    pass
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline") / "b"
-    write_small_bundle(folder)
-    return DiffusionPipeline.from_pretrained(folder)
+pytest_plugins = ["small_pipeline"]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +118,12 @@ def test_a_quality_gives_each_image_what_its_class_needs(pipe, scheduler, tmp_pa
     ):
         with pytest.raises(DataError, match=said):
             fitted(**more, quality=0.2)
+    foreign = replace(made, held_out={nfe: one[:2] for nfe, one in made.held_out.items()})
+    with pytest.raises(DataError, match="fitted to 2 classes"):
+        DiffusionPipeline(pipe.bundle, foreign)([0], quality=0.2)
+    for nothing in ({"nfe": ()}, {"calibration": 0}):
+        with pytest.raises(DataError, match="at least one noise to calibrate on"):
+            AdaptiveScheduler.fit(pipe, tell=quiet, **nothing)
     with pytest.raises(DataError, match="quality needs a scheduler"):
         pipe([0], quality=0.2)
 

@@ -140,7 +140,7 @@ def test_a_dry_run_writes_nothing_and_prints_tables(folder, capsys):
 
 
 def test_the_page_shows_what_the_json_says_and_images_from_the_same_noises(folder, tmp_path, capsys):
-    page, command = tmp_path / "made" / "steps.html", ["optimize", "--model", str(folder), "--nfe", "3", "--dry-run"]
+    page, command = tmp_path / "steps.html", ["optimize", "--model", str(folder), "--nfe", "3", "--dry-run"]
     assert main([*command, "--page", str(page), "--json", *QUICK]) == 0
     told, html = json.loads(capsys.readouterr().out), page.read_text()
     from mlx_tasks.report.charts import grid_name
@@ -172,7 +172,7 @@ def test_what_is_shown_is_what_the_steps_draw(optimizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nfe", "4", "--page", "."], "--page is the file to write, got the folder ."),
+        (["--nfe", "4", "--page", "."], "--page is a file to write, in a folder that there is, got ."),
         (["--nfe", "0"], "--nfe must be at least 1"),
         (["--nfe", "4", "--methods", "magic"], "no method named 'magic'"),
         (["--budget", "soon"], "a time above 0"),

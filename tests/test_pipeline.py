@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from registry_workspace import write_small_bundle
+from small_pipeline import QUICK, quiet
 
 import mlx_tasks
 from mlx_tasks import DiffusionPipeline
@@ -16,19 +16,7 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.registry.draw import draw
 from mlx_tasks.samplers import bundle_noise, make_grid, sample_bundle
 
-QUICK = {"tries": 4, "iterations": 2, "noises": 8, "methods": ("least_squares",), "batch_size": 4}
-QUICK |= {"reference_steps": 16}
-
-
-def quiet(_):
-    pass
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline") / "b"
-    write_small_bundle(folder)
-    return DiffusionPipeline.from_pretrained(folder)
+pytest_plugins = ["small_pipeline"]
 
 
 def test_a_call_draws_what_the_bundle_draws(pipe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json, write_json
-from mlx_tasks.models.bundle import Bundle, Sampler
-from mlx_tasks.samplers.bundle_sampler import own_steps
+from mlx_tasks.models.bundle import Sampler
 
 if TYPE_CHECKING:
     from mlx_tasks.pipeline import DiffusionPipeline
@@ -49,12 +48,17 @@ class AdaptiveScheduler:
 
         calibration: noises of each class that qualities are promised by.  effort: as `DiffusionPipeline.optimize`
         takes it.
+        Raises: DataError for no numbers or no noises, and as `DiffusionPipeline.optimize`.
         """
+        if not nfe or calibration < 1:
+            raise DataError(
+                f"give numbers of evaluations and at least one noise to calibrate on, got {nfe}, {calibration}"
+            )
         optimizer = pipeline._optimizer(tell=tell, **effort)
         outcomes = [optimizer.at(budget // optimizer.branches) for budget in sorted(set(nfe))]
         samplers = {outcome.best["nfe"]: optimizer.sampler(outcome) for outcome in outcomes}
         tell(f"many-step results of {calibration} noises of each class (calibration)")
-        held_out = held_out_errors(pipeline.bundle, samplers, calibration, optimizer)
+        held_out = optimizer.errors_by_class(samplers, calibration, "calibration")
         return cls(samplers, {outcome.best["nfe"]: float(outcome.best["error"]) for outcome in outcomes}, held_out)
 
     def sampler(self, nfe: int) -> Sampler:
@@ -121,21 +125,3 @@ class AdaptiveScheduler:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path} is no saved AdaptiveScheduler ({error!r})") from None
-
-
-def held_out_errors(
-    bundle: Bundle, samplers: Mapping[int, Sampler], count: int, optimizer: Any, purpose: str = "calibration"
-) -> dict[int, np.ndarray]:
-    """{network evaluations: (classes, count)} distances to the many-step result, on noises of that purpose."""
-    from mlx_tasks.optimizing.optimizer import SOLVER
-    from mlx_tasks.rl.problem import bundle_problem
-
-    classes = max(1, len(bundle.sampler.class_names))
-    problem, _ = bundle_problem(
-        bundle, SOLVER, optimizer.effort.seed, purpose, classes * count, 64, optimizer.reference_steps
-    )
-    # Classes take turns in a problem's noises.
-    return {
-        nfe: problem.errors(own_steps(replace(bundle, sampler=sampler))).reshape(count, classes).T
-        for nfe, sampler in samplers.items()
-    }

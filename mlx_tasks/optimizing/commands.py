@@ -70,8 +70,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
     for name in ("batch", "iterations", "noises", "tries"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.page and arguments.page.is_dir():
-        raise DataError(f"--page is the file to write, got the folder {arguments.page}")
+    if arguments.page and (arguments.page.is_dir() or not arguments.page.absolute().parent.is_dir()):
+        raise DataError(f"--page is a file to write, in a folder that there is, got {arguments.page}")
     quality: float = 1.0 if arguments.quality is None else arguments.quality
     if not (math.isfinite(quality) and quality > 0):
         raise DataError(f"--quality is a distance above 0, 0.02 for example, got {quality!r}")
@@ -116,16 +116,16 @@ def _optimize(arguments: argparse.Namespace) -> int:
         print(json.dumps({**told, "methods": outcome.rows, "curve": optimizer.curve()}, indent=2))
     else:
         _print(optimizer, outcome, cost)
+    if not arguments.dry_run:
+        out = arguments.out or arguments.model
+        put_sampler(arguments.model, out, optimizer.sampler(outcome), told)
+        tell(f"written to {out}")
     if arguments.page:
         from mlx_tasks.files import atomic_write_text
         from mlx_tasks.optimizing.page import render
 
         atomic_write_text(arguments.page, render(optimizer, outcome, told))
         tell(f"shown in {arguments.page}")
-    if not arguments.dry_run:
-        out = arguments.out or arguments.model
-        put_sampler(arguments.model, out, optimizer.sampler(outcome), told)
-        tell(f"written to {out}")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,21 @@ class Optimizer:
             made.append(Shown(name, drawn[0].nfe, error, to_uint8(images[:count])))
         reference = self.branches * self.reference_steps
         return [*made, Shown("many_steps", reference, 0.0, to_uint8(truth[:count]))]
+
+    def errors_by_class(self, samplers: Mapping[int, Sampler], count: int, purpose: str) -> dict[int, np.ndarray]:
+        """{key of a sampler: (classes, count)} distances to the many-step result, on noises of that purpose alone.
+
+        A model without classes has one row.
+        """
+        classes = max(1, len(self.bundle.sampler.class_names))
+        problem, _ = bundle_problem(
+            self.bundle, SOLVER, self.effort.seed, purpose, classes * count, 64, self.reference_steps
+        )
+        # Classes take turns in a problem's noises.
+        return {
+            key: problem.errors(own_steps(replace(self.bundle, sampler=sampler))).reshape(count, classes).T
+            for key, sampler in samplers.items()
+        }
 
     def sampler(self, outcome: Outcome) -> Sampler:
         """The bundle's sampler with the outcome's steps."""
