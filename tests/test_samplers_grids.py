@@ -126,7 +126,7 @@ def test_bad_timesteps_are_refused_with_their_value(timesteps, said):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("n", [0, -3, 1001])
+@pytest.mark.parametrize("n", [0, -3, 1001, 2.5])
 def test_a_bad_count_is_refused_with_its_value(name, n):
     with pytest.raises(ValueError, match=f"n={n}"):
         GRIDS[name](SCHEDULE, n)

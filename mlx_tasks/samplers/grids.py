@@ -155,8 +155,8 @@ def make_grid(name: str, schedule: NoiseSchedule, n: int, **ends: int | None) ->
 
 def _check_count(n: int, first: int, last: int) -> None:
     room = first - last + 1
-    if not 1 <= n <= room:
-        raise ValueError(f"a grid from timestep {first} to {last} takes 1 to {room} steps, got n={n}")
+    if int(n) != n or not 1 <= n <= room:
+        raise ValueError(f"a grid from timestep {first} to {last} takes 1 to {room} whole steps, got n={n}")
 
 
 def _ends(schedule: NoiseSchedule, n: int, t_first: int | None, t_last: int | None) -> tuple[int, int]:
