@@ -17,6 +17,8 @@ from mlx_tasks.config_base import Branch, Fraction, Positive, numbered
 from mlx_tasks.config_training import Distill, Model, Train
 
 BUILTIN_DIGITS = "include/datasets/digits.yaml"
+AUTO_NAME = "auto"
+"""What `register.model_name` says to be named after the dataset."""
 
 
 class Data(Branch):
@@ -182,7 +184,11 @@ class Gate(Branch):
 class Register(Branch):
     """Where the winner goes."""
 
-    model_name: str = Field(default="digits-sampler", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model_name: str = Field(
+        default=AUTO_NAME,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="The registered model, which holds versions of one data set; auto: the dataset's name, -sampler.",
+    )
 
 
 SEED_STRIDE = 7919

@@ -1,5 +1,6 @@
 """A small workspace as the evaluate stage leaves it: a dataset, bundles with fresh weights, and scores."""
 
+import hashlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,21 +38,26 @@ def write_small_bundle(
     write_bundle(folder, network, NoiseSchedule.cosine(), sampler)
 
 
-def make_workspace(root: Path, distance: float = 0.05, weights: int = 3, classes: tuple[str, ...] = CLASSES) -> Path:
-    """The workspace; `distance` is the winner's Frechet distance."""
+def make_workspace(
+    root: Path, distance: float = 0.05, weights: int = 3, classes: tuple[str, ...] = CLASSES, pictures: int = 0
+) -> Path:
+    """The workspace; `distance` is the winner's Frechet distance, `pictures` the seed of the dataset's images."""
     import pandas as pd
 
     dataset = root / "work" / "dataset"
     (dataset / "images").mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(pictures)
     images = generator.integers(0, 256, (60, SIDE, SIDE, 1), dtype=np.uint8)
     np.save(dataset / "images" / f"{SIDE}.npy", images)
     labels = np.arange(60) % len(classes)
     split = ["train"] * 12 + ["test"] * 48
     manifest = {"index": np.arange(60), "class_index": labels, "caption": [classes[i] for i in labels], "split": split}
+    manifest["pixels_sha256"] = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     pd.DataFrame(manifest).to_parquet(dataset / "manifest.parquet")
     (dataset / "classes.json").write_text(json.dumps(list(classes)))
-    (dataset / "summary.json").write_text(json.dumps({"fingerprint": "f1d0", "splits": {"train": 12, "test": 48}}))
+    (dataset / "summary.json").write_text(
+        json.dumps({"fingerprint": f"f1d{pictures}", "splits": {"train": 12, "test": 48}})
+    )
     save_image_text(ImageTextModel(ImageTextConfig(1, max_bytes=8)), root / "work" / "image_text", {"trained": True})
     folder = "work/students/steps_2"
     write_small_bundle(root / folder, weights, classes)
@@ -86,7 +92,7 @@ def make_workspace(root: Path, distance: float = 0.05, weights: int = 3, classes
         "noise_seed": 77,
         "resamples": 20,
         "confidence": 0.95,
-        "dataset": "f1d0",
+        "dataset": f"f1d{pictures}",
         "feature_space": {"name": "random_conv", "seed": 0, "dimension": 64},
     }
     scores = {

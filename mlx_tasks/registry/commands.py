@@ -50,13 +50,14 @@ def _download(model: str | None, folder: Path) -> Path:
     from mlx_tasks.errors import DataError
     from mlx_tasks.params import load_config
     from mlx_tasks.registry.mlflow_registry import Registry
+    from mlx_tasks.registry.model_name import with_model_name
     from mlx_tasks.tracking.rest import tracking_uri
 
     uri = tracking_uri()
     if uri is None:
         raise DataError("no registry: set MLFLOW_TRACKING_URI, or give a folder with --bundle")
     registry = Registry(uri)
-    reference = model or f"{load_config(Path.cwd()).register_.model_name}@champion"
+    reference = model or f"{with_model_name(load_config(Path.cwd()), Path.cwd()).register_.model_name}@champion"
     return registry.download(registry.resolve(reference), folder)
 
 

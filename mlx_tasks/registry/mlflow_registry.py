@@ -26,6 +26,8 @@ KEY_TAG = "mlx_tasks.key"
 SCORES_TAG = "mlx_tasks.scores"
 CONDITIONS_TAG = "mlx_tasks.conditions"
 DIGEST_TAG = "mlx_tasks.bundle_digest"
+PAGE = 1000
+"""Versions asked for at once; there may be more pages."""
 
 CODE = (
     "__init__.py",
@@ -99,8 +101,14 @@ class Registry:
     def versions(self, name: str, key: str | None = None) -> list[Version]:
         """Every version of a model, or those with this key."""
         matching = f"name = '{name}'" + (f" and tags.`{KEY_TAG}` = '{key}'" if key else "")
-        answer = self._rest.call("GET", "model-versions/search", {"filter": matching, "max_results": 1000})
-        return [_version(found) for found in answer.get("model_versions", [])]
+        found, page = [], {}
+        while True:
+            body = {"filter": matching, "max_results": PAGE} | page
+            answer = self._rest.call("GET", "model-versions/search", body)
+            found += [_version(one) for one in answer.get("model_versions", [])]
+            if not answer.get("next_page_token"):
+                return found
+            page = {"page_token": answer["next_page_token"]}
 
     def by_key(self, name: str, key: str) -> Version | None:
         """The version with this key."""
@@ -119,6 +127,14 @@ class Registry:
     def aliases(self, name: str) -> dict[str, str]:
         """{alias: version} of a model.  Raises: DataError where there is no such model."""
         return {one["alias"]: str(one["version"]) for one in self._model(name).get("aliases", [])}
+
+    def run_param(self, run_id: str, name: str) -> str | None:
+        """A parameter of the run behind a version, or None where there is no such run or parameter."""
+        try:
+            params = self._rest.run(run_id)["data"].get("params", [])
+        except MlflowRefused:
+            return None
+        return {one["key"]: one["value"] for one in params}.get(name)
 
     def model_tag(self, name: str, tag: str) -> str | None:
         """A tag of the model itself, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from mlx_tasks.registry.gate import Champion, Verdict, judge
 from mlx_tasks.registry.levels import with_levels
 from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
 from mlx_tasks.registry.model_card import model_card
+from mlx_tasks.registry.model_name import with_model_name
 from mlx_tasks.registry.names import CHALLENGER, CHAMPION
 from mlx_tasks.registry.reference import make_reference, write_reference
+from mlx_tasks.registry.same_data import check_same, identity_of_workspace
 from mlx_tasks.registry.winner import Winner, read_winner, winning_bundle
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.tracking.rest import tracking_uri
@@ -34,9 +37,16 @@ def run(context: StageContext) -> None:
     """Write work/registered/{bundle, model_card.md, comparison, verdict.json}; register, judge, set aliases.
 
     Safe to repeat: a version carries a key of run, params and bundle, and one that is there is taken, not made again.
-    Raises: GateRefused with the reasons once all is written, which ends the stage green.
+    Raises: DataError before anything is written where the model's versions were made from another data set;
+    GateRefused with the reasons once all is written, which ends the stage green.
     """
+    context = replace(context, config=with_model_name(context.config, context.root))
     config, out = context.config, context.work / "registered"
+    uri = tracking_uri() if context.tracker.run_id else None
+    registry = Registry(uri) if uri else None
+    data = identity_of_workspace(context.root, config.data.path)
+    if registry:
+        check_same(registry, config.register_.model_name, data)
     winner = read_winner(read_json(context.work / "scores" / "scores.json"))
     bundle = winning_bundle(context.root, winner)
     test = load_split(context.work / "dataset", bundle.sampler.resolution, "test")
@@ -49,8 +59,6 @@ def run(context: StageContext) -> None:
     captions = of_run(context.work / "image_text", train) if bundle.sampler.class_names else None
     write_reference(folder, make_reference(bundle, test.images, winner.setup["samples"], captions))
 
-    uri = tracking_uri() if context.tracker.run_id else None
-    registry = Registry(uri) if uri else None
     score_again = partial(rescore, test=test, setup=winner.setup)
     key = _key(config.digest, folder, told["run"] or context.tracker.run_id or "")
     verdict, against = _judge(context, registry, winner, key, score_again)
@@ -63,7 +71,7 @@ def run(context: StageContext) -> None:
             key,
             folder,
             str(context.tracker.run_id),
-            _tags(winner, told, verdict, bundle_digest(folder)),
+            _tags(winner, told, verdict, bundle_digest(folder)) | data.tags,
         )
         before = registry.by_alias(version.name, CHAMPION)
         registry.set_alias(version.name, CHALLENGER, version.version)

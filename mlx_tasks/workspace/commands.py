@@ -11,6 +11,7 @@ from typing import Any
 from mlx_tasks.errors import DataError
 from mlx_tasks.events import emit
 from mlx_tasks.params import load_config, parse_override, write_params
+from mlx_tasks.registry.model_name import with_model_name
 
 
 def add_commands(commands: Any) -> None:
@@ -64,7 +65,7 @@ def _resolve(arguments: argparse.Namespace) -> int:
     import yaml
 
     overrides = dict(parse_override(text) for text in arguments.set)
-    config = load_config(arguments.root, arguments.preset, overrides)
+    config = with_model_name(load_config(arguments.root, arguments.preset, overrides), arguments.root)
     print(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True), end="")
     if arguments.write:
         write_params(config, arguments.root / "params.yaml")

@@ -13,7 +13,9 @@ from mlx_tasks.files import atomic_write_text, read_json, write_json
 from mlx_tasks.form import resolve
 from mlx_tasks.locks import held
 from mlx_tasks.params import parse_config, write_params
+from mlx_tasks.registry.model_name import with_model_name
 from mlx_tasks.registry.names import CHAMPION
+from mlx_tasks.registry.same_data import other_source_note
 from mlx_tasks.workspace import git
 from mlx_tasks.workspace.again import lineage, with_alerts
 from mlx_tasks.workspace.mlflow_parent import start_parent
@@ -56,7 +58,7 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
         if marker.exists():
             return read_json(marker)
         form = with_alerts(form)
-        config = resolve(places.repository, form)
+        config = with_model_name(resolve(places.repository, form), places.repository)
         git.check_checkout(places.repository)
         notes, reason = [], str(form.get("reason") or "")
         commit = None
@@ -69,6 +71,8 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
             notes.append(f"begins again at {stage}, with code, params and all before it from {taken.uri}")
         run = _make(places, run_id, config, path, commit, notes)
         run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run, reason))
+        if note := other_source_note(path, config):
+            run["notes"] = [*run.get("notes", []), note]
         write_json(marker, run)
     return run
 
