@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_tasks.data.splits import HELD_OUT, Members, _quotas
+from mlx_tasks.data.splits import HELD_OUT, Members, class_quotas
 from mlx_tasks.data.text import seeded_choice
 
 
@@ -63,7 +63,7 @@ def _draw(groups: dict[int, list[Member]], fractions: dict[str, float], total: i
     sizes = {group: len(rows) for group, rows in groups.items()}
     keys = {group: min(row.key for row in rows) for group, rows in groups.items()}
     counts = {name: sum(sizes[group] for group in members) for name, members in classes.items()}
-    quotas = {split: _quotas(counts, round(fraction * total), seed) for split, fraction in fractions.items()}
+    quotas = {split: class_quotas(counts, round(fraction * total), seed) for split, fraction in fractions.items()}
     chosen: dict[int, str] = {}
     for name, members in classes.items():
         members = sorted(members, key=lambda group: (seeded_choice(seed, keys[group]), keys[group]))

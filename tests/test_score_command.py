@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from mlx_tasks.cli import main
 from mlx_tasks.metrics import score_sets
 from mlx_tasks.metrics.frechet import frechet_distance
+from mlx_tasks.metrics.image_files import ImageFiles
 from mlx_tasks.metrics.kid import kid
 from mlx_tasks.metrics.random_conv import RandomConvFeatures
 
@@ -79,6 +80,42 @@ def test_a_broken_file_stops_it_by_name_or_is_named_and_left_out(folders, capsys
     assert "zz.png does not decode" in capsys.readouterr().err
     told = scored(capsys, *arguments[1:], "--skip-broken")
     assert told["counts"]["images"] == 200 and "1 files of" in told["notes"][-1] and "zz.png" in told["notes"][-1]
+
+
+def test_pictures_are_read_as_validate_reads_them(tmp_path):
+    """Upright by EXIF, transparency on white, deep greys by their range, AppleDouble files passed over."""
+    upright = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    turned, exif = Image.fromarray(np.rot90(upright)), Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "1.png", exif=exif)
+    (tmp_path / "._1.png").write_bytes(b"\0\5\x16\7" + bytes(40))
+    Image.new("RGBA", (32, 16), (9, 9, 9, 0)).save(tmp_path / "2.png")
+    Image.fromarray(np.full((16, 32), 65535, np.uint16)).save(tmp_path / "3.png")
+    (batch,) = ImageFiles(tmp_path).batches(8)
+    np.testing.assert_array_equal(batch[0], upright)
+    assert (batch[1] == 255).all() and (batch[2] == 255).all()
+
+
+def test_a_count_is_spread_over_classes_by_the_seed(tmp_path):
+    for kind, count in (("cat", 20), ("dog", 20), ("hen", 40)):
+        (tmp_path / kind).mkdir()
+        for number in range(count):
+            Image.new("L", (8, 8), number).save(tmp_path / kind / f"{number}.png")
+    taken = [ImageFiles(tmp_path, count=8, seed=seed).names for seed in (0, 0, 1)]
+    assert taken[0] == taken[1] != taken[2]
+    for names in taken:
+        assert [sum(name.startswith(kind) for name in names) for kind in ("cat", "dog", "hen")] == [2, 2, 4]
+    more = ImageFiles(tmp_path, count=16, seed=0).names
+    assert set(taken[0]) < set(more)
+    np.save(tmp_path / "all.npy", np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1))
+    assert ImageFiles(tmp_path / "all.npy", count=5).names != [f"{row:09}" for row in range(5)]
+
+
+def test_a_link_that_leaves_the_folder_is_not_scored(folders, capsys):
+    Image.new("L", (8, 8)).save(folders / "elsewhere.png")
+    (folders / "drawn" / "0" / "zz.png").symlink_to(folders / "elsewhere.png")
+    assert main(["score", str(folders / "drawn"), "--against", str(folders / "real.npy")]) != 0
+    assert "outside_folder: a link to the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def _draw(members: Members, is_open: np.ndarray, fractions: dict[str, float], se
     counts = np.bincount(strata[open_groups], sizes[open_groups], minlength=len(members.names)).astype(np.int64)
     named = {members.names[stratum]: int(counts[stratum]) for stratum in np.flatnonzero(counts)}
     total = len(members.groups)
-    quotas = {split: _quotas(named, round(fraction * total), seed) for split, fraction in fractions.items()}
+    quotas = {split: class_quotas(named, round(fraction * total), seed) for split, fraction in fractions.items()}
     order = np.lexsort((ranks[open_groups], draws[open_groups], by_first_appearance(strata[open_groups])))
     ordered = open_groups[order]
     borders = np.flatnonzero(np.diff(strata[ordered])) + 1
@@ -164,7 +164,7 @@ def _with_every_class(members: Members, is_open: np.ndarray, drawn: np.ndarray, 
     return drawn
 
 
-def _quotas(counts: dict[str, int], target: int, seed: int) -> dict[str, int]:
+def class_quotas(counts: dict[str, int], target: int, seed: int) -> dict[str, int]:
     """`target` images shared out over the classes in proportion to their counts, by largest remainder (Hamilton)."""
     whole = max(1, sum(counts.values()))
     exact = {name: target * count / whole for name, count in counts.items()}

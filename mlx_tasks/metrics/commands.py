@@ -22,7 +22,9 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--weights", type=Path, help="its weights (default: $MLX_TASKS_WEIGHTS, then the hub's cache)")
     command.add_argument("--resolution", type=int, help="squeeze images to this side first (pixels)")
-    command.add_argument("--count", type=int, help="take this many images of each set")
+    command.add_argument(
+        "--count", type=int, help="take this many images of each set, drawn by the seed and spread over class folders"
+    )
     command.add_argument("--batch", type=int, default=64, help="images extracted together")
     command.add_argument("--seed", type=int, default=0, help="of subsets")
     command.add_argument("--skip-broken", action="store_true", help="leave out files that do not decode, and name them")
@@ -41,7 +43,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from mlx_tasks.metrics.moments import Moments
     from mlx_tasks.metrics.score_sets import Extracted, extract, score_sets
 
-    options = (arguments.resolution, arguments.count, arguments.skip_broken)
+    options = (arguments.resolution, arguments.count, arguments.seed, arguments.skip_broken)
     generated = ImageFiles(arguments.images, *options)
     saved = (arguments.against / "moments.json").is_file()
     real = None if saved else ImageFiles(arguments.against, *options)

@@ -1,4 +1,4 @@
-"""Images to be scored, read batch by batch: a folder of files, or one .npy array."""
+"""Images to be scored, read batch by batch as `validate` reads them: a folder of files, or one .npy array."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_tasks.config import Data
+from mlx_tasks.data.decode import Rules
+from mlx_tasks.data.inspection import decode_candidate
+from mlx_tasks.data.layout import read_layout
+from mlx_tasks.data.listing import Candidate
+from mlx_tasks.data.reasons import Refusal
+from mlx_tasks.data.subset import drawn_subset
+from mlx_tasks.data.tree import read_tree
 from mlx_tasks.errors import DataError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_RULES = Rules(min_side=1, max_pixels=Data().max_pixels, max_aspect_ratio=float(Data().max_pixels))
+"""Every picture that can be decoded is scored, small or long."""
 
 
 @dataclass
@@ -20,36 +29,40 @@ class ImageFiles:
     Attributes:
         path: the folder or the .npy file.
         resolution: side to which images are squeezed (PIL, bicubic); None keeps their own sizes.
-        count: how many are taken, in the order of their names; None for all.
+        count: how many are taken, by the seed and spread over the class folders; None for all.
+        seed: of that draw.
         skip_broken: leave out what does not decode instead of failing.
-        broken: names of files that did not decode, with the reason, filled while reading.
+        broken: files that did not decode, with the reason, filled while reading.
     """
 
     path: Path
     resolution: int | None = None
     count: int | None = None
+    seed: int = 0
     skip_broken: bool = False
     broken: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.path.is_dir():
-            names = (p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            self._names = sorted(names)[: self.count]
-            self._array = None
+            self._candidates = _listed(self.path)
         elif self.path.suffix == ".npy" and self.path.is_file():
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            if array.ndim != 4 or array.dtype != np.uint8 or array.shape[-1] not in (1, 3):
-                raise DataError(f"{self.path} must hold (N, H, W, 1 or 3) uint8, got {array.dtype} {array.shape}")
-            self._array, self._names = array[: self.count], []
+            self._candidates = _rows(self.path)
         else:
             raise DataError(f"{self.path} is neither a folder of images nor a .npy file")
+        if self.count is not None:
+            names, classes = zip(*((one.path, one.label) for one in self._candidates), strict=True)
+            chosen = drawn_subset(names, classes, self.count, self.seed)
+            self._candidates = [self._candidates[place] for place in chosen]
         if len(self) < 2:
-            raise DataError(
-                f"{self.path} has {len(self)} image(s): a score needs at least 2 ({', '.join(sorted(SUFFIXES))})"
-            )
+            raise DataError(f"{self.path} has {len(self)} image(s): a score needs at least 2")
 
     def __len__(self) -> int:
-        return len(self._names) if self._array is None else len(self._array)
+        return len(self._candidates)
+
+    @property
+    def names(self) -> list[str]:
+        """The images taken, in order."""
+        return [one.path for one in self._candidates]
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """(B, H, W, 3) uint8, B at most `size`; images of different sizes come in batches of their own.
@@ -68,23 +81,43 @@ class ImageFiles:
     def _images(self) -> Iterator[np.ndarray]:
         from PIL import Image
 
-        sources = self._names if self._array is None else range(len(self._array))
-        for source in sources:
-            if isinstance(source, Path):
-                try:
-                    with Image.open(source) as file:
-                        picture = file.convert("RGB")
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    self.broken[source.name] = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    if not self.skip_broken:
-                        raise DataError(
-                            f"{source} does not decode ({self.broken[source.name]}): remove it, or use --skip-broken"
-                        ) from None
-                    continue
-            else:
-                assert self._array is not None
-                pixels = np.asarray(self._array[source])
-                picture = Image.fromarray(np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels)
+        for candidate in self._candidates:
+            try:
+                if candidate.problem is not None:
+                    raise Refusal(*candidate.problem)
+                picture = decode_candidate(candidate, _RULES).image.convert("RGB")
+            except Refusal as refusal:
+                self.broken[candidate.path] = f"{refusal.reason}: {refusal.detail}"
+                if not self.skip_broken:
+                    raise DataError(
+                        f"{self.path / candidate.path} does not decode ({self.broken[candidate.path]}): remove it, or "
+                        "use --skip-broken"
+                    ) from None
+                continue
             if self.resolution and picture.size != (self.resolution, self.resolution):
                 picture = picture.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
             yield np.asarray(picture)
+
+
+def _listed(folder: Path) -> list[Candidate]:
+    """The folder's pictures in the order of their paths, with their class folders; what metadata says is not asked."""
+    tree = read_tree(folder)
+    classes = read_layout(tree.paths).classes
+    found = [
+        Candidate(path, folder / tree.file_name(path), label=classes.get(path.rpartition("/")[0]))
+        for path in tree.paths
+    ]
+    found += [Candidate(path, problem=problem) for path, problem in tree.refused.items()]
+    return sorted(found, key=lambda one: one.path)
+
+
+def _rows(path: Path) -> list[Candidate]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no .npy array: {error}") from None
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[-1] not in (1, 3):
+        raise DataError(f"{path} must hold (N, H, W, 1 or 3) uint8, got {array.dtype} {array.shape}")
+    if array.shape[-1] == 1:
+        array = array[..., 0]
+    return [Candidate(f"{row:09}", pixels=pixels) for row, pixels in enumerate(array)]
