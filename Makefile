@@ -41,10 +41,11 @@ restore: ## bring a backup back: make restore FROM=backups/... (REPLACE=yes over
 test: setup ## every test, with the real components
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-check: setup ## lint, format, types
+check: setup ## lint, format, types, and whether the pages say what the stored results say
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python benchmarks/claims.py
 
 BENCHMARKS := solver_order cpu_kernels steps_per_second metric_sanity feature_spaces features_per_second \
   frechet_of_many manifest_speed domain_detector

@@ -99,7 +99,7 @@ def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of unmapping them.
 
     MLX's CPU allocator is malloc; a convolution's 20 MB scratch goes back to the kernel after each use, and taking it
-    again page by page costs up to twice the convolution's own time (54 ms against 18, backward, 64 x 16 x 16 x 32).
+    again page by page costs as much again as the convolution itself (benchmarks/freed_memory.py).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
