@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import httpx
 import numpy as np
@@ -29,7 +30,15 @@ def bundle_with_reference(folder, seed=3):
 class Server:
     """`mlx-tasks serve` on a free loopback port."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None, key: str | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        key: str | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        """before: called in the new process before it becomes the server."""
+        self.before = before
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.arguments, self.env = ["--port", str(port), "--poll", "0.1", *arguments], {**os.environ, **(env or {})}
@@ -40,7 +49,13 @@ class Server:
     def start(self):
         command = [sys.executable, "-m", "mlx_tasks", "serve", *self.arguments]
         self.process = subprocess.Popen(
-            command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=self.env, stdout=subprocess.DEVNULL
+            command,
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.env,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=self.before,
         )
 
     def wait(self, path="/readyz", status=200, patience_s=60):

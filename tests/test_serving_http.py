@@ -164,7 +164,10 @@ def test_bad_input_is_a_400_that_says_what_is_wrong(server, body, message):
 
 
 def test_bodies_that_are_no_json_or_too_long_are_refused(server):
-    assert server.http.post("/v1/images/generations", content=b"{").status_code == 400
+    kind = {"Content-Type": "application/json"}
+    broken = server.http.post("/v1/images/generations", content=b"{", headers=kind)
+    assert broken.status_code == 400 and "JSON" in broken.json()["error"]["message"]
+    assert server.http.post("/v1/images/generations", content=b"{").status_code == 400  # no kind told
     assert server.http.post("/v1/images/generations", content=b"x" * 70_000).status_code == 413
     assert server.http.post("/v1/images/generations", content=iter([b"{}"])).status_code == 413  # no length told
     assert server.http.get("/nothing").json()["error"]["message"] == "GET /nothing: Not Found"

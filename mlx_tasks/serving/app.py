@@ -57,10 +57,11 @@ def create_app(
     key: str | None = None,
     hosts: frozenset[str] = frozenset(),
     timeout_s: float = 120.0,
+    body_s: float = 15.0,
 ) -> FastAPI:
     """The app over its threads, which start and stop with it.
 
-    recorder: keeps the window that `monitor` reads; key, hosts: as `access.Guard`.
+    recorder: keeps the window that `monitor` reads; key, hosts, body_s: as `access.Guard`.
     timeout_s: a request's limit; one that reaches it leaves the batch.
     """
     figures = Figures(worker, follower)
@@ -83,7 +84,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(Guard, key=key, hosts=hosts)
+    app.add_middleware(Guard, key=key, hosts=hosts, body_s=body_s)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -36,6 +36,11 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--batch", type=int, default=32, help="rows of a network call; guidance takes two an image")
     serve.add_argument("--queue", type=int, default=256, help="images that may wait")
     serve.add_argument("--timeout", type=float, default=120.0, help="seconds a request may take")
+    serve.add_argument("--connections", type=int, default=512, help="open at once, at most; one address may have half")
+    serve.add_argument(
+        "--client-timeout", type=float, default=15.0, help="seconds for headers, a body, an unread answer"
+    )
+    serve.add_argument("--proxy", default="", help="address of a proxy whose X-Forwarded-For names the callers")
     serve.add_argument("--drill", help="noise:AMOUNT: damage what serves on SIGUSR1, to see whether it is noticed")
     serve.add_argument("--poll", type=float, default=2.0, help="seconds between two looks at the registry")
     serve.set_defaults(command=_serve)
@@ -108,14 +113,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     from mlx_tasks.monitoring.window import Recorder
     from mlx_tasks.serving.access import LEAST_KEY, loopback
     from mlx_tasks.serving.app import create_app
+    from mlx_tasks.serving.connections import BACKLOG, Doors, Limits, raise_descriptors
     from mlx_tasks.serving.follower import Follower
     from mlx_tasks.serving.library import FolderSource, RegistrySource, Source
     from mlx_tasks.serving.worker import Worker
     from mlx_tasks.tracking.rest import URI_VARIABLE, tracking_uri
 
-    for name in ("batch", "queue", "timeout", "poll", "window_rows"):
+    for name in ("batch", "queue", "timeout", "poll", "window_rows", "connections", "client_timeout"):
         if not getattr(arguments, name) > 0:
             raise DataError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name):g}")
+    limits = Limits.within(raise_descriptors(), arguments.connections, arguments.client_timeout)
     key = _key(arguments.key_file)
     if key is not None and len(key) < LEAST_KEY:
         raise DataError(f"the key must have at least {LEAST_KEY} characters, it has {len(key)}")
@@ -143,7 +150,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGUSR1, lambda *_: worker.do(drill))
     # With a key a proxy may call it by any name; without, only this machine's names count.
     hosts = frozenset() if key else frozenset({"localhost", "127.0.0.1", "::1", arguments.host})
-    app = create_app(worker, follower, recorder, key, hosts, arguments.timeout)
+    app = create_app(worker, follower, recorder, key, hosts, arguments.timeout, arguments.client_timeout)
     # uvicorn ends well on these and then sends them to the process again, which is to exit with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -152,7 +159,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         app,
         host=arguments.host,
         port=arguments.port,
-        log_level="warning",
+        log_level="error",  # what a client does wrong is told to the client
+        loop="asyncio",
+        http=Doors(limits),  # type: ignore[arg-type]  # called as a protocol's class is
+        ws="none",
+        proxy_headers=bool(arguments.proxy),
+        forwarded_allow_ips=arguments.proxy or None,
+        backlog=BACKLOG,
+        timeout_keep_alive=int(limits.idle_s),
         timeout_graceful_shutdown=30,
         server_header=False,
     )
