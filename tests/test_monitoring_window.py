@@ -53,6 +53,23 @@ def test_the_window_is_bounded_and_keeps_the_newest(tmp_path, monkeypatch):
     assert read_window(tmp_path)["at"].max() == 50.0
 
 
+def test_what_waits_to_be_recorded_is_counted_in_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(window, "QUEUED_IMAGES", 10)
+    recorder = Recorder(tmp_path)
+    for _ in range(4):
+        recorder.add(made(4))  # nobody takes them yet: two fit, two do not
+    assert recorder.unrecorded == 8
+    recorder.add(Made(503))  # a refusal is a row too
+    recorder.add(made(2))
+    assert recorder.unrecorded == 10
+    recorder.start()
+    recorder.stop()
+    recorder.join(30)
+    assert len(read_window(tmp_path)) == 9
+    recorder = record(tmp_path, [made(10)])  # what was taken has made room
+    assert recorder.unrecorded == 0
+
+
 def test_a_part_that_was_cut_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(window, "PART_ROWS", 1)
     record(tmp_path, [made(1, at=float(i)) for i in range(3)])

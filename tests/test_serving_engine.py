@@ -130,7 +130,7 @@ def test_one_requests_failure_is_its_own(bundle):
 
 
 def test_a_strip_shows_the_estimates_on_the_way(bundle):
-    job, other = Job(Plan.own(bundle), [1], [5], strip=True), Job(Plan.own(bundle), [1], [6])
+    job, other = Job(Plan.own(bundle), [1], [5], strip=12), Job(Plan.own(bundle), [1], [6])
     engine = Engine(bundle)
     ended = finish(engine, engine.admit([other, job]))
     expected = denoising_strip(bundle, bundle_noise(bundle, 5, 1), [1])
@@ -138,6 +138,44 @@ def test_a_strip_shows_the_estimates_on_the_way(bundle):
     from mlx_tasks.data.loader import to_uint8
 
     np.testing.assert_array_equal(ended[job].strip[0], to_uint8(np.array(expected.images[0, :-1])))
+
+
+def test_a_strip_keeps_only_what_it_shows(bundle):
+    plan = make_plan(bundle, steps=40)
+    engine, job = Engine(bundle), Job(plan, [1], [5], strip=3)
+    finished = finish(engine, engine.admit([job]))[job]
+    whole = Job(plan, [1], [5], strip=40)
+    every = finish(engine, engine.admit([whole]))[whole]
+    assert finished.strip.shape[:2] == (1, 3) and every.strip.shape[:2] == (1, 40)
+    assert finished.levels == tuple(every.levels[k] for k in (0, 20, 39))
+    np.testing.assert_array_equal(finished.strip, every.strip[:, [0, 20, 39]])
+
+
+def test_work_is_what_the_network_computes(bundle):
+    """What is counted before a request is drawn is what its rows are afterwards."""
+    for job in various(bundle):
+        engine = Engine(bundle)
+        drawn = finish(engine, engine.admit([job]))[job]
+        assert engine.rows == drawn.nfe * len(job.seeds)
+        if isinstance(job.plan.guidance, Guidance):  # on an interval, where it takes less
+            assert engine.rows < job.evaluations
+        else:
+            assert engine.rows == job.evaluations
+
+
+def test_who_has_the_lower_rank_goes_first_and_the_other_goes_on_after_it(bundle):
+    engine = Engine(bundle, most_rows=2)
+    plan = make_plan(bundle, steps=3)
+    large, small = Job(plan, [0, 1], [1, 2], rank=0), Job(plan, [2], [3])
+    ended = engine.admit([large]) + engine.step()
+    large.rank, small.rank = 1, 0
+    ended += engine.admit([small])
+    for _ in range(3):
+        ended += engine.step()
+    assert [one.job for one in ended] == [small] and engine.took == [(small, 1)]
+    ended = finish(engine, ended)
+    for job in (large, small):
+        np.testing.assert_array_equal(ended[job].images, alone(bundle, job).images)
 
 
 def test_the_multiple_that_makes_rows_independent_is_measured(bundle):

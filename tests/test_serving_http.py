@@ -1,5 +1,6 @@
 """Facts about the server, over real HTTP to a real process."""
 
+import contextlib
 import io
 import json
 import signal
@@ -230,11 +231,40 @@ def test_a_full_queue_says_when_to_come_again_and_a_slow_request_is_ended(first)
         by_status = {answer.status_code: answer for answer in answers}
         assert set(by_status) <= {200, 429, 504} and 429 in by_status and 504 in by_status
         assert 1 <= int(by_status[429].headers["Retry-After"]) <= 60
-        assert "wait already and the queue holds 4" in by_status[429].json()["error"]["message"]
+        assert "the queue holds 4 for each of 1 callers" in by_status[429].json()["error"]["message"]
         assert "within 1.5 s" in by_status[504].json()["error"]["message"]
         assert running.draw(prompt="one").status_code == 200  # what timed out left the batch
     finally:
         running.stop()
+
+
+def test_greedy_requests_shut_nobody_out(first):
+    """Eighteen large requests of one address, and a small one of the same address that comes after them."""
+    running = Server("--bundle", str(first))
+    large = {"prompt": "one", "n": 16, "steps": 200, "guidance": 3.0, "seed": 1}
+    done = []
+
+    def ask():
+        with contextlib.suppress(httpx.HTTPError):
+            done.append(httpx.post(f"{running.url}/v1/images/generations", json=large, timeout=60, trust_env=False))
+
+    try:
+        running.wait()
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(18)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 30
+        while not done and time.monotonic() < deadline:  # one is drawn, one waits, the others are told to come again
+            time.sleep(0.01)
+        answers = [running.draw(prompt="one", seed=seed) for seed in range(5)]
+        assert all(answer.status_code == 200 for answer in answers)
+        assert {answer.status_code for answer in done} == {429} and len(done) <= 17
+        assert "ask for fewer images or steps" in done[0].json()["error"]["message"]
+        assert "diffusion_queue_work" in running.http.get("/metrics").text
+    finally:
+        running.stop(signal.SIGKILL)
+        for thread in threads:
+            thread.join(30)
 
 
 def test_a_client_that_leaves_frees_its_place(first):

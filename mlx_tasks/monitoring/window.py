@@ -37,7 +37,7 @@ PART_S = 20.0
 READERS = 2
 """Versions whose image-text models are kept in memory."""
 QUEUED_IMAGES = 2000
-"""Images that may wait to be recorded; beyond it rows are kept without features rather than requests slowed."""
+"""Images that may wait to be recorded; beyond it rows are missed rather than requests slowed or memory filled."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Made:
     bundle: Path | None = None
     at: float = field(default_factory=time.time)
 
+    @property
+    def size(self) -> int:
+        """Its rows in the window."""
+        return max(1, len(self.seeds))
+
 
 class Recorder(threading.Thread):
     """Writes the window beside the server's work; a full disk or a slow one costs rows, never an answer.
@@ -88,7 +93,8 @@ class Recorder(threading.Thread):
         self.unrecorded = 0
         self._folder, self._most_rows, self._thumb_every = folder, most_rows, thumb_every
         self._per_s, self._allowance, self._refilled = features_per_s, 2 * features_per_s, time.monotonic()
-        self._queue: queue.Queue[Made | None] = queue.Queue(QUEUED_IMAGES)
+        self._queue: queue.SimpleQueue[Made | None] = queue.SimpleQueue()
+        self._queued, self._counting = 0, threading.Lock()
         self._rows: list[dict[str, Any]] = []
         self._since = time.monotonic()
         self._numbers, self._seen = itertools.count(), itertools.count()
@@ -97,10 +103,12 @@ class Recorder(threading.Thread):
 
     def add(self, made: Made) -> None:
         """Record a request, soon."""
-        try:
-            self._queue.put_nowait(made)
-        except queue.Full:
-            self.unrecorded += len(made.seeds)
+        with self._counting:
+            if self._queued + made.size > QUEUED_IMAGES:
+                self.unrecorded += len(made.seeds)
+                return
+            self._queued += made.size
+        self._queue.put(made)
 
     def stop(self) -> None:
         """Write what came and end."""
@@ -113,6 +121,9 @@ class Recorder(threading.Thread):
                 made = self._queue.get(timeout=1.0)
             except queue.Empty:
                 made = False
+            if made:
+                with self._counting:
+                    self._queued -= made.size
             try:
                 if made:
                     self._rows += self._described(made)

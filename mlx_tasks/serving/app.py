@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -26,6 +25,7 @@ from mlx_tasks.samplers.grids import GRIDS
 from mlx_tasks.samplers.solvers import SOLVERS
 from mlx_tasks.serving.access import Guard, refusal
 from mlx_tasks.serving.bodies import SEEDS, ImageRequest, Images, Picture, Refusal, StripPicture, Timing
+from mlx_tasks.serving.connections import address_of
 from mlx_tasks.serving.engine import Finished, Job
 from mlx_tasks.serving.figures import CONTENT_TYPE, Figures
 from mlx_tasks.serving.follower import Follower
@@ -144,7 +144,8 @@ def create_app(
             async with asyncio.timeout(timeout_s):
                 loaded = await _version(worker, follower, body.model)
                 job, names = _job(loaded, body, seeds)
-                ticket = worker.submit(job, loaded)
+                caller = address_of(request.client.host) if request.client else ""
+                ticket = worker.submit(job, loaded, caller)
                 finished = await _while_there(ticket, request)
         except (DataError, QueueFullError, UnavailableError, DivergedError, TimeoutError) as error:
             if ticket is not None:
@@ -161,7 +162,7 @@ def create_app(
         if finished is None:
             figures.requests.labels("499").inc()
             return refusal(499, "the client left")
-        pictures = await asyncio.to_thread(_pictures, finished, loaded, names, seeds, body.strip)
+        pictures = await asyncio.to_thread(_pictures, finished, loaded, names, seeds)
         model, waited_ms, drawn_ms = loaded.model, 1000 * ticket.waited, 1000 * finished.seconds
         figures.seconds.labels(model.name, model.version, str(finished.nfe)).observe(time.perf_counter() - began)
         figures.waited.observe(ticket.waited)
@@ -229,7 +230,7 @@ def _job(loaded: Loaded, body: ImageRequest, seeds: list[int]) -> tuple[Job, tup
         label = ANY_CLASS
     plan = make_plan(bundle, body.quality, body.steps, body.solver, body.grid, body.guidance)
     name = model.class_names[label] if label >= 0 else ""
-    return Job(plan, [label] * len(seeds), seeds, body.strip > 0), (name,) * len(seeds)
+    return Job(plan, [label] * len(seeds), seeds, body.strip), (name,) * len(seeds)
 
 
 async def _while_there(ticket: Ticket, request: Request) -> Finished | None:
@@ -269,9 +270,7 @@ def _plan_name(body: ImageRequest) -> str:
     return "own" if body.quality is None else QUALITIES[body.quality]
 
 
-def _pictures(
-    finished: Finished, loaded: Loaded, names: tuple[str, ...], seeds: list[int], strip: int
-) -> list[Picture]:
+def _pictures(finished: Finished, loaded: Loaded, names: tuple[str, ...], seeds: list[int]) -> list[Picture]:
     """One entry an image; each PNG names the seed, class and model that bring it back."""
     assert finished.images is not None
     model, entries = loaded.model, []
@@ -285,11 +284,10 @@ def _pictures(
             "nfe": str(finished.nfe),
         }
         on_the_way = None
-        if strip and finished.strip is not None:
-            chosen = sorted({round(k) for k in np.linspace(0, len(finished.levels) - 1, strip)})
+        if finished.strip is not None:
             on_the_way = [
-                StripPicture(b64_json=_base64(encode_png(finished.strip[i, k])), sigma=finished.levels[k])
-                for k in chosen
+                StripPicture(b64_json=_base64(encode_png(picture)), sigma=sigma)
+                for picture, sigma in zip(finished.strip[i], finished.levels, strict=True)
             ]
         entries.append(Picture(b64_json=_base64(encode_png(image, text)), seed=seed, strip=on_the_way))
     return entries

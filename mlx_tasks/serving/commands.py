@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--window-rows", type=int, default=20_000, help="images that the window holds")
     serve.add_argument("--store", type=Path, default=_state() / "models", help="copies of registered versions")
     serve.add_argument("--batch", type=int, default=32, help="rows of a network call; guidance takes two an image")
-    serve.add_argument("--queue", type=int, default=256, help="images that may wait")
+    serve.add_argument("--queue", type=int, default=256, help="work that may wait, in images drawn the model's own way")
     serve.add_argument("--timeout", type=float, default=120.0, help="seconds a request may take")
     serve.add_argument("--connections", type=int, default=512, help="open at once, at most; one address may have half")
     serve.add_argument(

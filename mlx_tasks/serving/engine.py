@@ -26,12 +26,11 @@ from mlx_tasks.samplers.driver import sample
 from mlx_tasks.samplers.grids import Grid
 from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.solvers import find_solver
+from mlx_tasks.serving.rows import exact_multiple, padded
 
 if TYPE_CHECKING:
     from mlx_tasks.models.bundle import Bundle
 
-MULTIPLES = (1, 2, 4, 8, 16, 32)
-"""Batch sizes are rounded up to the first of these that makes a row's bits independent of the rest."""
 STOCHASTIC_INDEX = 1
 """Index in an image's key of the noise that a stochastic solver draws; its first noise has 0, as in `bundle_noise`."""
 
@@ -61,6 +60,13 @@ class Plan:
         return self.full_guidance.evaluations
 
     @property
+    def calls(self) -> int:
+        """Network calls of an image, guidance not counted."""
+        if isinstance(self.steps, LearnedSteps):
+            return self.steps.num_steps
+        return find_solver(self.solver).calls(self.steps.num_steps)
+
+    @property
     def full_guidance(self) -> Guidance:
         """Guidance with all of its numbers."""
         return self.guidance if isinstance(self.guidance, Guidance) else Guidance(float(self.guidance))
@@ -74,15 +80,27 @@ class Job:
         plan: how they are drawn.
         labels: class of each image; -1 for any.
         seeds: of each image.
-        strip: whether the estimates on the way are wanted.
+        strip: how many of the estimates on the way are wanted, evenly from the first to the last.
         cancelled: set from anywhere; its rows leave the batch before the next network call.
+        rank: the lower, the sooner it gets rows; equal ones by age.
     """
 
     plan: Plan
     labels: Sequence[int]
     seeds: Sequence[int]
-    strip: bool = False
+    strip: int = 0
     cancelled: bool = False
+    rank: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a network call that it takes."""
+        return len(self.seeds) * (self.plan.branches if _classed(self) else 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of all its images, guidance included."""
+        return self.rows * self.plan.calls
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,11 @@ class _Run:
         return [row for row, job in enumerate(owners) if not job.cancelled]
 
     @property
+    def rank(self) -> int:
+        """That of the job which comes first."""
+        return min((job.rank for job in self.jobs if not job.cancelled), default=0)
+
+    @property
     def size(self) -> int:
         return sum(len(job.seeds) for job in self.jobs)
 
@@ -144,6 +167,7 @@ class Engine:
         multiple: batch sizes are multiples of it.
         exact: whether a row's bits are the same in any batch, measured on this device when the engine was made.
         calls, rows: network calls made and rows computed for somebody, in all.
+        took: the jobs of the last network call, with the rows of each.
     """
 
     def __init__(self, bundle: Bundle, most_rows: int = 32) -> None:
@@ -151,6 +175,7 @@ class Engine:
         self.most_rows = most_rows
         self.multiple, self.exact = exact_multiple(bundle, most_rows)
         self.calls = self.rows = 0
+        self.took: list[tuple[Job, int]] = []
         self._runs: list[_Run] = []
 
     @property
@@ -159,9 +184,9 @@ class Engine:
         return bool(self._runs)
 
     @property
-    def images(self) -> int:
-        """Images under way."""
-        return sum(run.size for run in self._runs)
+    def pixels(self) -> int:
+        """Pixels of an image."""
+        return self.bundle.sampler.resolution**2
 
     def admit(self, jobs: Iterable[Job]) -> list[Finished]:
         """Start jobs; those that cannot even start are returned with their error."""
@@ -169,7 +194,8 @@ class Engine:
         for job in jobs:
             for group in groups:
                 rows = (sum(len(one.seeds) for one in group) + len(job.seeds)) * job.plan.branches
-                if group[0].plan == job.plan and _classed(group[0]) == _classed(job) and rows <= self.most_rows:
+                alike = group[0].strip == job.strip and _classed(group[0]) == _classed(job)
+                if alike and group[0].plan == job.plan and rows <= self.most_rows:
                     group.append(job)
                     break
             else:
@@ -180,21 +206,20 @@ class Engine:
         return ended
 
     def step(self) -> list[Finished]:
-        """One network call for the oldest runs that fit into it; the jobs that ended with it."""
+        """One network call for the runs of lowest rank that fit into it; the jobs that ended with it."""
+        self.sweep()
         ended: list[Finished] = []
         chosen: list[tuple[_Run, list[int] | None]] = []
-        rows = 0
-        for run in list(self._runs):
+        rows, self.took = 0, []
+        for run in sorted(self._runs, key=lambda run: run.rank):
             live = run.live()
-            if not live:
-                run.task.throw(GreenletExit)
-                self._runs.remove(run)
-                continue
             assert run.call is not None
             wanted = len(run.call.x) // run.size * len(live)
             if not chosen or rows + wanted <= self.most_rows:
                 chosen.append((run, None if len(live) == run.size else live))
                 rows += wanted
+                each = len(run.call.x) // run.size
+                self.took += [(job, each * len(job.seeds)) for job in run.jobs if not job.cancelled]
         if not chosen:
             return ended
         calls = [_taken(run, live) for run, live in chosen]
@@ -205,6 +230,12 @@ class Engine:
         for (run, live), out in zip(chosen, outputs, strict=True):
             ended += self._resume(run, _put_back(out, run, live))
         return ended
+
+    def sweep(self) -> None:
+        """End the runs that nobody waits for any more."""
+        for run in [run for run in self._runs if not run.live()]:
+            run.task.throw(GreenletExit)
+            self._runs.remove(run)
 
     def drop(self) -> list[Job]:
         """End every run; the jobs that were under way."""
@@ -260,14 +291,19 @@ class Engine:
         shape = (sampler.resolution, sampler.resolution, sampler.channels)
         solver = "learned" if isinstance(plan.steps, LearnedSteps) else plan.solver
         key = _keys(seeds, STOCHASTIC_INDEX) if find_solver(solver).stochastic else None
-        wanted = any(job.strip for job in run.jobs)
+        wanted = kept_of(plan.steps.num_steps, run.jobs[0].strip)
+
+        def keep(step: int, sigma: float, estimate: mx.array) -> None:
+            if step in wanted:
+                run.strip.append((sigma, estimate))
+
         drawn = sample(
             denoise,
             mx.vmap(lambda one: mx.random.normal(shape, key=one))(_keys(seeds, 0)),
             plan.steps,
             solver,
             key,
-            (lambda _, sigma, estimate: run.strip.append((sigma, estimate))) if wanted else None,
+            keep if wanted else None,
         )
         images, seconds = to_uint8(np.array(drawn.images)), time.perf_counter() - run.began
         strip = np.stack([to_uint8(np.array(one)) for _, one in run.strip], axis=1) if wanted else None
@@ -277,8 +313,7 @@ class Engine:
             row += len(job.seeds)
             if job.cancelled:
                 continue
-            own = strip[rows] if strip is not None and job.strip else None
-            levels = tuple(sigma for sigma, _ in run.strip) if job.strip else ()
+            own, levels = None if strip is None else strip[rows], tuple(sigma for sigma, _ in run.strip)
             ended.append(Finished(job, images[rows], drawn.nfe, seconds, own, levels))
         return ended
 
@@ -299,40 +334,9 @@ class Engine:
         return [out[a:b] for a, b in pairwise(edges)]
 
 
-def padded(model: Any, x: mx.array, t: mx.array, labels: mx.array | None, multiple: int) -> mx.array:
-    """The network's output for x (B, H, W, C), computed in a batch of a multiple of `multiple` rows."""
-    missing = -len(x) % multiple
-    if missing == 0:
-        return model(x, t, labels)
-    rows = mx.minimum(mx.arange(len(x) + missing), len(x) - 1)
-    return model(x[rows], t[rows], None if labels is None else labels[rows])[: len(x)]
-
-
-def exact_multiple(bundle: Bundle, most_rows: int) -> tuple[int, bool]:
-    """(multiple, exact): the least multiple of rows with which an image's bits are the same in every batch.
-
-    It is measured: matrix products take other paths at other sizes, and which depends on the device. Where no multiple
-    does it, (1, False): images of one seed may then differ by rounding, at most one grey level.
-    """
-    sampler, model = bundle.sampler, bundle.model
-    most = max(most_rows, MULTIPLES[2])
-    generator = np.random.Generator(np.random.PCG64(0))
-    shape = (most, sampler.resolution, sampler.resolution, sampler.channels)
-    x = mx.array(generator.normal(size=shape).astype(np.float32))
-    t = mx.array(generator.uniform(1, bundle.schedule.num_train_timesteps - 1, most).astype(np.float32))
-    names = model.config.num_class_embeds
-    labels = None if names is None else mx.array(np.arange(most) % names)
-    sizes = [size for size in (1, 3, 5, most // 2 - 1, most - 1) if size > 0]
-    for multiple in (m for m in MULTIPLES if m <= most):
-        whole = np.array(padded(model, x, t, labels, multiple))
-        if all(
-            np.array_equal(
-                np.array(padded(model, x[:n], t[:n], None if labels is None else labels[:n], multiple)), whole[:n]
-            )
-            for n in sizes
-        ):
-            return multiple, True
-    return 1, False
+def kept_of(steps: int, count: int) -> frozenset[int]:
+    """Which of a run's steps a strip of so many pictures shows: all of them where there are no more."""
+    return frozenset(round(k) for k in np.linspace(0, steps - 1, count))
 
 
 def _classed(job: Job) -> bool:

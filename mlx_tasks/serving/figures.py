@@ -61,6 +61,11 @@ class _State(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauges."""
         yield GaugeMetricFamily("diffusion_queue_images", "Images that wait.", self._worker.waiting_images)
+        yield GaugeMetricFamily(
+            "diffusion_queue_work",
+            "Pixel evaluations that wait: images x evaluations x pixels.",
+            self._worker.waiting_work,
+        )
         yield GaugeMetricFamily("diffusion_images_per_second", "Pace while it draws.", self._worker.images_per_s)
         yield GaugeMetricFamily("diffusion_ready", "1 where a request would be drawn.", float(self._worker.ready))
         yield GaugeMetricFamily("diffusion_model_swaps", "Versions that came into service.", self._follower.swaps)
