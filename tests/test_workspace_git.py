@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mlx_tasks.errors import DataError
 from mlx_tasks.workspace import git
 from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
+from mlx_tasks.workspace.snapshot import Snapshot, take_snapshot
 
 RUN_IDS = st.text(min_size=1, max_size=250)
 
@@ -25,6 +26,7 @@ def checkout(tmp_path) -> Path:
     """A small checkout with one commit."""
     folder = tmp_path / "checkout"
     (folder / "sub").mkdir(parents=True)
+    (folder / "include").mkdir()
     for name, text in (("kept.txt", "1"), ("edited.txt", "1"), ("removed.txt", "1"), ("sub/deep.txt", "1")):
         (folder / name).write_text(text)
     (folder / ".gitignore").write_text("ignored/\n")
@@ -40,11 +42,11 @@ def edit(checkout: Path) -> None:
     """Every kind of uncommitted change at once."""
     (checkout / "edited.txt").write_text("2")
     (checkout / "removed.txt").unlink()
-    (checkout / "new.txt").write_text("new")
-    (checkout / "staged.txt").write_text("staged")
-    o.run_git(checkout, "add", "staged.txt")
-    (checkout / "staged.txt").write_text("staged, then edited")
-    (checkout / "sub" / "with space é.txt").write_text("x")
+    (checkout / "include" / "new.yaml").write_text("new")
+    (checkout / "include" / "staged.yaml").write_text("staged")
+    o.run_git(checkout, "add", "include/staged.yaml")
+    (checkout / "include" / "staged.yaml").write_text("staged, then edited")
+    (checkout / "include" / " with space é.yaml").write_text("x")
     (checkout / "ignored").mkdir()
     (checkout / "ignored" / "secret.txt").write_text("no")
 
@@ -82,39 +84,28 @@ def test_airflows_run_ids_stay_readable():
 
 
 def test_a_clean_checkout_is_its_own_snapshot(checkout):
-    taken = git.snapshot(checkout, "why")
-    assert taken == git.Snapshot(o.run_git(checkout, "rev-parse", "HEAD").strip(), edited=False)
+    taken = take_snapshot(checkout, "why")
+    assert taken == Snapshot(o.run_git(checkout, "rev-parse", "HEAD").strip())
 
 
 def test_a_snapshot_holds_every_uncommitted_edit_and_leaves_the_checkout_as_it_was(checkout):
     edit(checkout)
     before, status = fingerprint(checkout), o.run_git(checkout, "--no-optional-locks", "status", "--porcelain")
-    taken = git.snapshot(checkout, "why")
+    taken = take_snapshot(checkout, "why")
     assert fingerprint(checkout) == before
     assert o.run_git(checkout, "--no-optional-locks", "status", "--porcelain") == status
-    assert taken.edited
+    assert set(taken.edited) == {"edited.txt", "removed.txt"}
     assert (
         o.run_git(checkout, "rev-parse", f"{taken.commit}^").strip() == o.run_git(checkout, "rev-parse", "HEAD").strip()
     )
     listed = o.run_git(checkout, "ls-tree", "-r", "-z", "--name-only", taken.commit)
     assert set(listed.strip("\0").split("\0")) == {
-        ".gitignore", "kept.txt", "edited.txt", "new.txt", "staged.txt", "sub/deep.txt", "sub/with space é.txt",
+        ".gitignore", "kept.txt", "edited.txt", "sub/deep.txt",
+        "include/new.yaml", "include/staged.yaml", "include/ with space é.yaml",
     }  # fmt: skip
     assert o.run_git(checkout, "show", f"{taken.commit}:edited.txt") == "2"
-    assert o.run_git(checkout, "show", f"{taken.commit}:staged.txt") == "staged, then edited"
+    assert o.run_git(checkout, "show", f"{taken.commit}:include/staged.yaml") == "staged, then edited"
     assert o.run_git(checkout, "log", "-1", "--format=%an %s", taken.commit).strip() == "A User why"
-
-
-def test_a_dataset_and_large_untracked_files_are_left_out(checkout, monkeypatch):
-    monkeypatch.setattr(git, "MAX_SNAPSHOT_FILE_MB", 1)
-    (checkout / "huge.bin").write_bytes(bytes(2 * 2**20))
-    (checkout / "images").mkdir()
-    (checkout / "images" / "a.png").write_bytes(b"png")
-    (checkout / "new.txt").write_text("new")
-    taken = git.snapshot(checkout, "why", exclude=("images",))
-    assert taken.left_out == ("huge.bin",)
-    changed = o.run_git(checkout, "diff", "--name-only", "HEAD", taken.commit).split()
-    assert changed == ["new.txt"]
 
 
 def test_a_commit_needs_no_identity_of_the_users(checkout, monkeypatch, tmp_path):
@@ -123,15 +114,15 @@ def test_a_commit_needs_no_identity_of_the_users(checkout, monkeypatch, tmp_path
     o.run_git(checkout, "config", "user.useConfigOnly", "true")
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
         monkeypatch.setenv(name, os.devnull)
-    (checkout / "new.txt").write_text("new")
-    taken = git.snapshot(checkout, "why")
+    (checkout / "include" / "new.yaml").write_text("new")
+    taken = take_snapshot(checkout, "why")
     assert o.run_git(checkout, "log", "-1", "--format=%an", taken.commit).strip() == "mlx-tasks"
 
 
 def test_a_snapshot_ignores_what_a_git_hook_leaves_in_the_environment(checkout, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "some-index"))
-    assert not git.snapshot(checkout, "why").edited
+    assert not take_snapshot(checkout, "why").edited
 
 
 def test_only_the_top_of_a_checkout_with_a_commit_will_do(checkout, tmp_path):

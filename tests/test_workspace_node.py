@@ -39,7 +39,7 @@ def test_a_run_is_opened_once_and_its_params_are_resolved_in_its_workspace(env, 
 
 
 def test_uncommitted_edits_come_along_and_the_run_says_so(env, checkout):
-    extra = checkout / "include" / "note.txt"
+    extra = checkout / "include" / "note.yaml"
     extra.write_text("not committed")
     try:
         run = open_run(env, seed=9)
@@ -47,7 +47,7 @@ def test_uncommitted_edits_come_along_and_the_run_says_so(env, checkout):
         extra.unlink()
     assert run["edited"]
     assert "uncommitted edits" in run["notes"][0]
-    assert (workspace(env, run) / "include" / "note.txt").read_text() == "not committed"
+    assert (workspace(env, run) / "include" / "note.yaml").read_text() == "not committed"
     assert o.run_git(checkout, "rev-parse", f"{run['commit']}~2").strip() == run["base"]
 
 

@@ -62,7 +62,7 @@ def fetch_commit(places: Places, version: Version) -> str:
     commit, branch = version.tags.get("mlx_tasks.commit", ""), f"runs/{version.tags.get('mlx_tasks.run', '')}"
     repository = places.repository
     if not git.has_commit(repository, commit or "none") and places.git_remote:
-        git.git(repository, "fetch", "--quiet", places.git_remote, f"+refs/heads/{branch}:refs/heads/{branch}")
+        git.fetch(repository, places.git_remote, branch)
     if not git.has_commit(repository, commit or "none"):
         raise DataError(
             f"{version.uri} names the commit {commit[:12] or 'none'}, which is not in {repository}: start the whole "

@@ -2,52 +2,132 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_tasks.errors import DataError, UnavailableError
 
-MAX_SNAPSHOT_FILE_MB = 50
+LIMIT_VARIABLE = "ADO_GIT_TIMEOUT_S"
+NETWORK_LIMIT_S = 300.0
+"""How long a push or a fetch may take, where ADO_GIT_TIMEOUT_S does not say."""
+LOCAL_LIMIT_S = 900.0
+"""How long any other command may take: a large checkout on a slow disk needs minutes."""
 _LOCKED = ("file exists", "cannot lock", "could not lock", "unable to lock", "another git process")
+_HOPELESS = (
+    "authentication failed",
+    "could not read username",
+    "could not read password",
+    "permission denied (",
+    "host key verification failed",
+    "does not appear to be a git repository",
+)
 _TRIES = 8
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The commit a run starts from.
+def git(
+    folder: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    paths: list[str] | None = None,
+    limit_s: float = LOCAL_LIMIT_S,
+) -> str:
+    """A git command's output; one that meets another process's lock is tried again.
 
-    Attributes:
-        commit: the checkout's HEAD, or a child of it that holds the uncommitted edits too.
-        edited: whether there were any.
-        left_out: untracked files too large to be taken along.
+    Bytes that are no UTF-8 come as surrogates, and are read back as they were.
+
+    Args:
+        paths: for commands with `-z --stdin`, what they read there.
+        limit_s: after this it is killed, with whatever it started.
+
+    Raises: UnavailableError.
     """
-
-    commit: str
-    edited: bool
-    left_out: tuple[str, ...] = ()
-
-
-def git(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """A git command's output; one that meets another process's lock is tried again.  Raises: UnavailableError."""
     settings = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "advice.detachedHead=false"]
     command = ["git", "-C", str(folder), *settings, *arguments]
+    stdin = "".join(f"{path}\0" for path in paths or []).encode("utf-8", "surrogateescape")
+    what = f"git {' '.join(arguments[:3])}"
     for attempt in range(_TRIES):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=_environment(environment))
-        except FileNotFoundError:
-            raise UnavailableError("git is not installed: every run is kept as a commit, install git") from None
-        if done.returncode == 0:
-            return done.stdout.strip()
-        if attempt < _TRIES - 1 and any(text in done.stderr.lower() for text in _LOCKED):
+        code, output, error = _run(command, stdin, _environment(environment), limit_s, what)
+        if code == 0:
+            return output.decode("utf-8", "surrogateescape").rstrip("\n")
+        told = (error or output).decode("utf-8", "replace").strip()
+        if attempt < _TRIES - 1 and any(text in told.lower() for text in _LOCKED):
             time.sleep(0.05 * 2**attempt)
             continue
-        break
-    raise UnavailableError(f"git {' '.join(arguments[:3])} failed in {folder}: {done.stderr.strip() or done.stdout}")
+        raise UnavailableError(f"{what} failed in {folder}: {without_passwords(told)}")
+    raise AssertionError("unreachable")
+
+
+def push(repository: Path, remote: str, branch: str) -> None:
+    """Put a run's branch on the remote, whatever it has under that name.  Raises: as `fetch`."""
+    _network(repository, "push", remote, f"+refs/heads/{branch}:refs/heads/{branch}")
+
+
+def fetch(repository: Path, remote: str, branch: str) -> None:
+    """Bring a run's branch from the remote.
+
+    Raises: UnavailableError where it does not answer in time; DataError where it refuses who asks, or is none.
+    """
+    _network(repository, "fetch", remote, f"+refs/heads/{branch}:refs/heads/{branch}")
+
+
+def _network(repository: Path, verb: str, remote: str, refspec: str) -> None:
+    limit_s, place = network_limit_s(), without_passwords(remote)
+    try:
+        git(repository, verb, "--quiet", remote, refspec, environment=_unattended(repository), limit_s=limit_s)
+    except UnavailableError as error:
+        told = f"ADO_GIT_REMOTE {place}: {error}; try `git -C {repository} {verb} {place}` by hand"
+        if any(text in str(error).lower() for text in _HOPELESS):
+            raise DataError(f"{told}: nobody is there to type a password, so git must find one or a key") from None
+        raise UnavailableError(told) from None
+
+
+def network_limit_s() -> float:
+    """Seconds that a push or a fetch may take.  Raises: DataError unless ADO_GIT_TIMEOUT_S is a number above 0."""
+    asked = os.environ.get(LIMIT_VARIABLE)
+    with contextlib.suppress(ValueError):
+        limit_s = float(asked) if asked else NETWORK_LIMIT_S
+        if 0 < limit_s < 1e9:
+            return limit_s
+    raise DataError(f"{LIMIT_VARIABLE} must be a number of seconds above 0, got {asked!r}")
+
+
+def without_passwords(text: str) -> str:
+    """A text with what stands before the `@` of an address in it made unreadable."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def _run(
+    command: list[str], stdin: bytes, environment: dict[str, str], limit_s: float, what: str
+) -> tuple[int, bytes, bytes]:
+    """Exit code, output, errors. Files and not pipes: a master of ssh that stays would hold a pipe open."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        given.write(stdin)
+        given.seek(0)
+        try:
+            process = subprocess.Popen(
+                command, stdin=given, stdout=output, stderr=errors, env=environment, start_new_session=True
+            )
+        except FileNotFoundError:
+            raise UnavailableError("git is not installed: every run is kept as a commit, install git") from None
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(f"{what} took more than {limit_s:g} s and was ended ({LIMIT_VARIABLE})") from None
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        errors.seek(0)
+        return code, output.read(), errors.read()
 
 
 def check_checkout(repository: Path) -> None:
@@ -61,45 +141,10 @@ def check_checkout(repository: Path) -> None:
         raise DataError(f"{repository} is not the top of its checkout: set ADO_REPOSITORY to {top}")
 
 
-def snapshot(repository: Path, message: str, exclude: tuple[str, ...] = ()) -> Snapshot:
-    """The checkout as a commit: HEAD, or HEAD plus its uncommitted edits and untracked files that git does not ignore.
-
-    Works on a copy of the index, so the checkout's own stays as it is.
-
-    Args:
-        exclude: untracked paths that are not code (a dataset), relative to the checkout.
-    """
-    head = git(repository, "rev-parse", "HEAD")
-    exclude = tuple(path for path in exclude if _untracked(repository, f":(top,literal){path}"))
-    too_large = _large_untracked(repository, exclude)
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "index"
-        own = repository / git(repository, "rev-parse", "--git-path", "index")
-        if own.exists():
-            shutil.copyfile(own, index)
-        environment = {"GIT_INDEX_FILE": str(index)}
-        skipped = [f":(exclude,top,literal){path}" for path in (*exclude, *too_large)]
-        git(repository, "add", "--all", "--", ":/", *skipped, environment=environment)
-        tree = git(repository, "write-tree", environment=environment)
-    if tree == git(repository, "rev-parse", "HEAD^{tree}"):
-        return Snapshot(head, edited=False, left_out=too_large)
-    commit = git(repository, "commit-tree", tree, "-p", head, "-m", message, environment=identity(repository))
-    return Snapshot(commit, edited=True, left_out=too_large)
-
-
 def has_commit(repository: Path, commit: str) -> bool:
     """Whether the repository holds a commit."""
     try:
         git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
-    except UnavailableError:
-        return False
-    return True
-
-
-def is_in_commit(repository: Path, commit: str, path: str) -> bool:
-    """Whether a commit holds a file or folder (path relative to the top)."""
-    try:
-        git(repository, "cat-file", "-e", f"{commit}:{path}")
     except UnavailableError:
         return False
     return True
@@ -143,27 +188,18 @@ def identity(folder: Path) -> dict[str, str]:
                 (("NAME", name), ("EMAIL", mail))}  # fmt: skip
 
 
-def _large_untracked(repository: Path, exclude: tuple[str, ...]) -> tuple[str, ...]:
-    skipped = [f":(exclude,top,literal){path}" for path in exclude]
-    limit = MAX_SNAPSHOT_FILE_MB * 2**20
-    paths = _untracked(repository, ":/", *skipped)
-    return tuple(name for name in paths if _size(repository / name) > limit)
-
-
-def _untracked(repository: Path, *pathspecs: str) -> list[str]:
-    """Files that git neither tracks nor ignores, relative to the top."""
-    listed = git(repository, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", "--", *pathspecs)
-    return [name for name in listed.split("\0") if name]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0
-
-
 def _environment(extra: dict[str, str] | None) -> dict[str, str]:
     """This process's environment without what a git hook would leave in it, with git quiet and in English."""
     kept = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
     return {**kept, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(extra or {})}
+
+
+def _unattended(repository: Path) -> dict[str, str]:
+    """No question is asked that nobody would answer: not by ssh, not by a window for passwords."""
+    quiet = {"SSH_ASKPASS": "true", "SSH_ASKPASS_REQUIRE": "never"}
+    if os.environ.get("GIT_SSH_COMMAND") or os.environ.get("GIT_SSH"):
+        return quiet
+    with contextlib.suppress(UnavailableError):  # it ends with 1 where nothing is set
+        git(repository, "config", "--get", "core.sshCommand")
+        return quiet
+    return {**quiet, "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=20"}

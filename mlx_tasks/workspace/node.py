@@ -106,7 +106,7 @@ def commit_run(places: Places, run: Run, workspace: Path, message: str) -> str:
     with held(places.lock("git"), f"commit of {run['run_id']}", what="git"):
         commit = git.commit_files(workspace, run["branch"], message, COMMITTED)
     if places.git_remote:
-        git.git(places.repository, "push", "--quiet", "--force", places.git_remote, f"refs/heads/{run['branch']}")
+        git.push(places.repository, places.git_remote, run["branch"])
     return commit
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -12,14 +13,17 @@ from mlx_tasks.errors import DataError, UnavailableError
 from mlx_tasks.files import atomic_write_text, read_json, write_json
 from mlx_tasks.form import resolve
 from mlx_tasks.locks import held
-from mlx_tasks.params import parse_config, write_params
+from mlx_tasks.params import write_params
 from mlx_tasks.registry.model_name import with_model_name
 from mlx_tasks.registry.names import CHAMPION
 from mlx_tasks.registry.same_data import other_source_note
 from mlx_tasks.workspace import git
 from mlx_tasks.workspace.again import lineage, with_alerts
+from mlx_tasks.workspace.dataset import dataset_folder, with_dataset
 from mlx_tasks.workspace.mlflow_parent import start_parent
 from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
+from mlx_tasks.workspace.secrecy import secrets_in
+from mlx_tasks.workspace.snapshot import DATASET, Snapshot, take_snapshot
 from mlx_tasks.workspace.store import remote_lines
 
 logger = logging.getLogger(__name__)
@@ -69,6 +73,7 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
             taken = lineage(places, model, stage)
             config, commit = taken.config, taken.commit
             notes.append(f"begins again at {stage}, with code, params and all before it from {taken.uri}")
+        _check_params(config)
         run = _make(places, run_id, config, path, commit, notes)
         run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run, reason))
         if note := other_source_note(path, config):
@@ -86,11 +91,11 @@ def ensure_workspace(places: Places, run: Run) -> Path:
     marker = _marker(path)
     if marker.exists():
         return path
+    if not git.has_commit(places.repository, run["commit"]):
+        _fetch(places, run)
     with held(places.lock("git"), f"workspace of {run['run_id']}", what="git"):
         if marker.exists():
             return path
-        if not git.has_commit(places.repository, run["commit"]):
-            _fetch(places, run)
         git.add_worktree(places.repository, path, run["commit"])
         configure_dvc(places, path)
         write_json(marker, dict(run))
@@ -103,25 +108,23 @@ def _make(
     """The workspace, at the checkout as it stands or at a lineage's commit, with the run's params on its branch."""
     slug, branch = run_slug(run_id), f"runs/{run_slug(run_id)}"
     with held(places.lock("git"), f"open {run_id}", what="git"):
-        data = config.data.path
-        exclude = (data,) if _is_untracked(places.repository, data) else ()
         if commit_of_lineage is not None:
-            taken = git.Snapshot(commit_of_lineage, edited=False)
+            taken = Snapshot(commit_of_lineage)
         else:
-            taken = git.snapshot(places.repository, f"Uncommitted edits that run {run_id} was started with", exclude)
+            why = f"Uncommitted edits that run {run_id} was started with"
+            taken = take_snapshot(places.repository, why, dataset_folder(places.repository, config))
         git.add_worktree(places.repository, path, taken.commit)
         base = git.git(places.repository, "rev-parse", "HEAD")
-        if taken.edited:
-            notes.append(f"the checkout has uncommitted edits: taken along as commit {taken.commit[:12]} on {branch}")
-        for name in taken.left_out:
-            notes.append(f"{name} is untracked and over {git.MAX_SNAPSHOT_FILE_MB} MB: not taken along; ignore it")
-        config = _with_dataset(places.repository, path, config)
+        notes += taken.notes(branch)
+        logger.info("run=%s edited=%d new=%d left=%d", slug, len(taken.edited), len(taken.new), len(taken.left))
+        if commit_of_lineage is None or not (path / config.data.path).exists():
+            config = with_dataset(places.repository, path, config, DATASET in taken.left.values())
         write_params(config, path / "params.yaml")
         message = f"Params of run {run_id} (digest {config.digest})"
         commit = git.commit_files(path, branch, message, ("params.yaml",))
-        if places.git_remote:
-            git.git(places.repository, "push", "--quiet", "--force", places.git_remote, f"refs/heads/{branch}")
         configure_dvc(places, path)
+    if places.git_remote:
+        git.push(places.repository, places.git_remote, branch)
     return Run(
         kind="run",
         run_id=run_id,
@@ -129,37 +132,12 @@ def _make(
         commit=commit,
         branch=branch,
         base=base,
-        edited=taken.edited,
+        edited=bool(taken.edited or taken.new),
         digest=config.digest,
         mlflow_parent=None,
         mlflow_url=None,
         notes=notes,
     )
-
-
-def _with_dataset(repository: Path, workspace: Path, config: Config) -> Config:
-    """The tree with a dataset path that holds in the workspace: one that no commit has is named absolutely.
-
-    Raises: DataError for a relative path that is nowhere.
-    """
-    named = Path(config.data.path).expanduser()
-    if not named.is_absolute():
-        if (workspace / named).exists():
-            return config
-        named = repository / named
-        if not named.exists():
-            raise DataError(
-                f"data.path: {config.data.path!r} is neither in the checkout {repository} nor an absolute path: "
-                "name a folder of images, or a card under include/datasets/"
-            )
-    tree = config.dump()
-    tree["data"]["path"] = str(named)
-    return parse_config(tree)
-
-
-def _is_untracked(repository: Path, path: str) -> bool:
-    inside = not Path(path).is_absolute() and (repository / path).resolve().is_relative_to(repository)
-    return inside and not git.git(repository, "ls-files", "--", f":(top,literal){path}")
 
 
 def _fetch(places: Places, run: Run) -> None:
@@ -168,8 +146,7 @@ def _fetch(places: Places, run: Run) -> None:
             f"commit {run['commit'][:12]} of run {run['run_id']} is not in {places.repository}: on several machines "
             "set ADO_GIT_REMOTE to a git remote that all of them reach"
         )
-    refspec = f"+refs/heads/{run['branch']}:refs/heads/{run['branch']}"
-    git.git(places.repository, "fetch", "--quiet", places.git_remote, refspec)
+    git.fetch(places.repository, places.git_remote, run["branch"])
 
 
 def configure_dvc(places: Places, path: Path) -> None:
@@ -188,6 +165,22 @@ def configure_dvc(places: Places, path: Path) -> None:
         *remote_lines(places),
     ]
     atomic_write_text(path / ".dvc" / "config.local", "\n".join(lines) + "\n")
+
+
+def _check_params(config: Config) -> None:
+    """Raises: DataError for a value that looks like a secret: the run's params are in its commit."""
+    for key, value in _texts(config.dump()):
+        if found := next(secrets_in(f"{key.rpartition('.')[2]}: {value}".encode()), None):
+            raise DataError(f"params must hold no secret, for a run keeps them in a commit: {key} is {found.kind}")
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a tree."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
 
 
 def _tags(run: Run, reason: str) -> dict[str, str]:
