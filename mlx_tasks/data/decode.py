@@ -2,30 +2,38 @@
 
 The header is read first, and a picture of too many pixels is refused before one of them is decoded. Then the file's
 checksums are verified (PNG has them, JPEG does not) and every pixel is decoded; a truncated file is an error, never
-a half-grey picture. What was changed on the way to eight bits is written down in `Decoded.converted`.
+a half-grey picture. A file is taken where the pixels of its first picture are sound, whatever surrounds them: what
+Pillow refuses gets a second try without its texts, profiles and later frames (rescue.py). What was changed on the way
+to eight bits is written down in `Decoded.converted`. Whatever a decoder raises is a Refusal; one that takes the
+process down is children.py's concern.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-import zlib
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mlx_tasks.data.reasons import Refusal
+from mlx_tasks.data.rescue import first_pictures
+from mlx_tasks.files import open_regular
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What Pillow may open (a phone's multi-picture JPEG comes with JPEG). Not EPS: opening one runs another program."""
 
+MAX_FILE_BYTES = 1 << 30
+"""Longest file that is read: more than the pixels of any picture allowed take, written plainly."""
+
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+_DAMAGED = ("corrupt", "truncated", "not_an_image")
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,18 @@ class Decoded:
 def decode_file(path: Path, rules: Rules) -> Decoded:
     """The image of a file.  Raises: Refusal."""
     try:
-        with path.open("rb") as file:
-            return _decode(file, rules)
+        with open_regular(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > MAX_FILE_BYTES:
+                raise Refusal("bomb", f"a file of {size_bytes} bytes, above the {MAX_FILE_BYTES} that are read")
+            image, mode, converted = _first_picture(file, rules)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise Refusal("missing_file", f"{path.name} is not there") from None
     except OSError as error:
         raise Refusal("unreadable", error.strerror or str(error)) from None
+    return Decoded(image, mode, size_bytes, digest, _pixel_digest(image), converted)
 
 
 def decode_array(pixels: np.ndarray, rules: Rules) -> Decoded:
@@ -87,32 +101,54 @@ def decode_array(pixels: np.ndarray, rules: Rules) -> Decoded:
     return Decoded(image, image.mode, pixels.nbytes, digest, digest, "")
 
 
-def _decode(file: BufferedReader, rules: Rules) -> Decoded:
+def _first_picture(file: BinaryIO, rules: Rules) -> tuple[Image.Image, str, str]:
+    """(the picture, its own mode, what was done to it), of the file as it is or of its picture alone."""
     header = file.read(24)
-    _open(file, rules, header)  # the header's numbers alone: no pixel is decoded yet
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size_bytes = file.tell()
-    _verify(file, rules, header)
-    with _open(file, rules, header) as source:
-        size = source.size
+    try:
+        return _decode(file, rules, header)
+    except Refusal as refusal:
+        if refusal.reason not in _DAMAGED:
+            raise
+        damage = refusal
+    for picture in first_pictures(file, header):
         try:
-            frames = getattr(source, "n_frames", 1)
-            source.seek(0)
+            image, mode, converted = _decode(picture, rules, header)
+        except Refusal as refusal:
+            if refusal.reason not in _DAMAGED:
+                raise
+            continue
+        return image, mode, "; ".join(filter(None, ["damage outside the picture passed over", converted]))
+    raise damage
+
+
+def _decode(file: BinaryIO, rules: Rules, header: bytes) -> tuple[Image.Image, str, str]:
+    _verify(file, rules, header)
+    frames = _count_frames(file, rules, header)
+    with _open(file, rules, header) as source:
+        try:
             source.load()
             image, converted = _to_eight_bits(source)
             image, turned = _upright(source, image)
+            image = _grey_if_grey(image)
         except Refusal:
             raise
-        except (struct.error, zlib.error, MemoryError, *_DECODER_ERRORS) as error:
-            raise Refusal(_damage(error), _one_line(error), *size) from None
-        steps = [f"first of {frames} frames" if frames > 1 else "", converted, turned]
+        except Exception as error:
+            raise Refusal(_damage(error), _one_line(error), *source.size) from None
         mode = source.mode
-    image = _grey_if_grey(image)
-    return Decoded(image, mode, size_bytes, digest, _pixel_digest(image), "; ".join(step for step in steps if step))
+    return image, mode, "; ".join(filter(None, [frames, converted, turned]))
 
 
-def _open(file: BufferedReader, rules: Rules, header: bytes) -> ImageFile.ImageFile:
+def _count_frames(file: BinaryIO, rules: Rules, header: bytes) -> str:
+    """ "first of N frames", where there are more than one; damage in a later one does not matter."""
+    with _open(file, rules, header) as source:
+        try:
+            frames = getattr(source, "n_frames", 1)
+        except Exception:
+            return "first of several frames"
+    return f"first of {frames} frames" if frames > 1 else ""
+
+
+def _open(file: BinaryIO, rules: Rules, header: bytes) -> ImageFile.ImageFile:
     """The image with its header read and checked."""
     file.seek(0)
     try:
@@ -127,7 +163,7 @@ def _open(file: BufferedReader, rules: Rules, header: bytes) -> ImageFile.ImageF
         if header.startswith(_SIGNATURES) or header[4:8] in (b"ftyp", b"jP  "):
             raise Refusal("corrupt", "the file begins like an image and its header cannot be read") from None
         raise Refusal("not_an_image", f"the file begins with {header[:12]!r}") from None
-    except (struct.error, zlib.error, *_DECODER_ERRORS) as error:
+    except Exception as error:
         raise Refusal(_damage(error), _one_line(error)) from None
     _check_header(image, rules)
     return image
@@ -146,12 +182,12 @@ def _check_header(image: Image.Image, rules: Rules) -> None:
         raise Refusal("bad_aspect", detail, width, height)
 
 
-def _verify(file: BufferedReader, rules: Rules, header: bytes) -> None:
+def _verify(file: BinaryIO, rules: Rules, header: bytes) -> None:
     """Check the file's own checksums; Pillow's verify leaves the image unusable, so it gets one of its own."""
     image = _open(file, rules, header)
     try:
         image.verify()
-    except (struct.error, zlib.error, *_DECODER_ERRORS) as error:
+    except Exception as error:
         raise Refusal(_damage(error), _one_line(error), *image.size) from None
 
 
@@ -159,7 +195,11 @@ def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
     """The image in mode L or RGB, and what that took.  Transparency is composited on white."""
     if image.mode in _DEEP_MODES or (image.mode == "I" and image.format == "PPM"):  # a deep PGM comes as I
         deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)), "16 bits to 8"
+        shallow = ((deep * 255 + 32767) // 65535).astype(np.uint8)
+        clear = image.info.get("transparency")
+        if not isinstance(clear, int):
+            return Image.fromarray(shallow), "16 bits to 8"
+        return Image.fromarray(np.where(deep == clear, np.uint8(255), shallow)), "16 bits to 8; alpha on white"
     if image.mode in ("I", "F", "LAB"):
         raise Refusal("unsupported_mode", f"mode {image.mode}: save it as 8 or 16 bits of grey or RGB", *image.size)
     if image.has_transparency_data:
@@ -176,7 +216,7 @@ def _upright(source: Image.Image, image: Image.Image) -> tuple[Image.Image, str]
     """`image` turned as `source`'s EXIF orientation says; unreadable EXIF counts as none."""
     try:
         orientation = source.getexif().get(_ORIENTATION, 1)
-    except (struct.error, *_DECODER_ERRORS):
+    except Exception:
         return image, ""
     if orientation not in range(2, 9):
         return image, ""

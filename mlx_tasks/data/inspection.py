@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
 
 import numpy as np
 
+from mlx_tasks.data.children import Bounds, Lost, in_children
 from mlx_tasks.data.decode import Decoded, Rules, decode_array, decode_file
 from mlx_tasks.data.listing import Candidate
 from mlx_tasks.data.measures import Look, brightness, look, sharpness, square
 from mlx_tasks.data.reasons import Refusal
-from mlx_tasks.errors import OutOfMemoryError
 
 FEWEST_FOR_PROCESSES = 4000
-"""Images below which starting processes costs more than they save."""
+"""Images below which starting more processes than one costs more than they save."""
 
-_CHUNK = 8
-_AHEAD = 16
-"""Chunks in flight: enough to keep the processes busy, few enough that large squares do not pile up."""
+MEMORY_BYTES = 2**30
+MEMORY_PER_PIXEL = 48
+"""What a decoding process may hold: this much, and so many bytes for each pixel of data.max_pixels (docs/data.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,47 +57,35 @@ def inspect_all(
 ) -> Iterator[Inspected]:
     """What each candidate gave, in their order, holding about a hundred at most.
 
-    Many images go to processes: over half of the work on a small one is Python, which threads cannot share. They are
-    spawned, take a second to start, and stop by themselves when this process is gone. Fewer are done here.
-    channels: auto, grey or rgb, as `data.channels`.  workers: processes.
-    Raises: OutOfMemoryError where a process is killed.
+    Files are decoded in child processes, because a damaged one may take its decoder down: a few in one child, many in
+    as many as `workers`. A few pictures that are in memory already have no decoder, and are done here.
+    channels: auto, grey or rgb, as `data.channels`.
     """
     look = partial(inspect_one, rules=rules, resolutions=resolutions, channels=channels)
-    if workers <= 1 or len(candidates) < FEWEST_FOR_PROCESSES:
+    many = len(candidates) >= FEWEST_FOR_PROCESSES
+    if not many and all(candidate.file is None for candidate in candidates):
         yield from map(look, candidates)
         return
-    chunks = (candidates[begin : begin + _CHUNK] for begin in range(0, len(candidates), _CHUNK))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _stop_with_parent, (os.getpid(),)) as pool:
-        pending: deque[Future[list[Inspected]]] = deque()
-        try:
-            while True:
-                pending.extend(
-                    pool.submit(_inspect_chunk, look, chunk) for chunk in islice(chunks, _AHEAD - len(pending))
-                )
-                if not pending:
-                    return
-                yield from pending.popleft().result()
-        except BrokenProcessPool:
-            raise OutOfMemoryError(
-                "a decoding process was killed; if memory ran out, lower data.max_pixels or MLX_TASKS_THREADS"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    for seen in in_children(look, _Bare(candidates), max(1, workers) if many else 1, bounds(rules)):
+        yield Inspected("corrupt", f"decoding was given up: {seen.why}") if isinstance(seen, Lost) else seen
 
 
-def _inspect_chunk(look: Callable[[Candidate], Inspected], chunk: Sequence[Candidate]) -> list[Inspected]:
-    return [look(candidate) for candidate in chunk]
+def bounds(rules: Rules) -> Bounds:
+    """What decoding one image may take under these rules."""
+    return Bounds(MEMORY_BYTES + MEMORY_PER_PIXEL * rules.max_pixels)
 
 
-def _stop_with_parent(parent: int) -> None:
-    """End this process when its parent is gone: one that waits for work would wait for ever."""
+class _Bare(Sequence[Candidate]):
+    """Candidates without the texts that looking at them does not need: captions may be long, and go through a pipe."""
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self._candidates = candidates
 
-    threading.Thread(target=watch, daemon=True).start()
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def __getitem__(self, row):  # type: ignore[override]
+        return replace(self._candidates[row], label=None, caption=None)
 
 
 def inspect_one(candidate: Candidate, rules: Rules, resolutions: tuple[int, ...], channels: str) -> Inspected:

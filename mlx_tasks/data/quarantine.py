@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from mlx_tasks.data.children import Lost, in_children
 from mlx_tasks.data.decode import Rules
-from mlx_tasks.data.inspection import decode_candidate
+from mlx_tasks.data.inspection import bounds, decode_candidate
 from mlx_tasks.data.listing import Candidate, Listing
 from mlx_tasks.data.manifest import count_by
 from mlx_tasks.data.reasons import REASONS, Refusal
@@ -19,6 +22,9 @@ from mlx_tasks.files import write_json
 THUMBNAIL_SIDE = 96
 MAX_SHOWN = 1000
 """Images shown on the page, with a thumbnail; quarantine.json lists all."""
+
+_DECODABLE = frozenset({"too_small", "bad_aspect", "missing_label", "bad_label", "missing_caption"})
+"""Reasons that leave a picture to show."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,11 @@ def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Ru
     """
     (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
     entries = []
+    thumbnails = _thumbnails(refused[:MAX_SHOWN], rules)
     for number, one in enumerate(refused):
         thumbnail = f"thumbnails/{number:06d}.png" if number < MAX_SHOWN else ""
         if thumbnail:
-            _thumbnail(one, rules).save(folder / thumbnail)
+            next(thumbnails).save(folder / thumbnail)
         entries.append(
             {
                 "path": one.candidate.path,
@@ -80,18 +87,34 @@ def summarise(refused: list[Refused], total: int, shown: int = 3) -> str:
     return "\n".join(lines)
 
 
-def _thumbnail(one: Refused, rules: Rules) -> Image.Image:
-    """The picture at thumbnail size where it can be decoded at all, else a grey field with the reason."""
-    # Too small or too long is no reason not to show it; too many pixels is.
+def _thumbnails(refused: list[Refused], rules: Rules) -> Iterator[Image.Image]:
+    """A thumbnail of each, in order: the picture where one can be shown, else a grey field with the reason.
+
+    Too small or too long is no reason not to show it. Such a picture was refused by its header, so that its pixels are
+    decoded here for the first time, and in a child process.
+    """
     lenient = replace(rules, min_side=1, max_aspect_ratio=float(rules.max_pixels))
+    shown = [one.candidate for one in refused if one.reason in _DECODABLE]
+    pictures = in_children(partial(_thumbnail, rules=lenient), shown, 1, bounds(rules))
+    for one in refused:
+        picture = next(pictures) if one.reason in _DECODABLE else None
+        yield _field(one.reason) if picture is None or isinstance(picture, Lost) else picture
+
+
+def _field(reason: str) -> Image.Image:
+    field = Image.new("L", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), 224)
+    ImageDraw.Draw(field).multiline_text((6, 6), reason.replace("_", "\n"), fill=64)
+    return field
+
+
+def _thumbnail(candidate: Candidate, rules: Rules) -> Image.Image | None:
+    """The picture at thumbnail size, or None where it cannot be decoded."""
+    if candidate.file is None and candidate.pixels is None:
+        return None
     try:
-        if one.candidate.file is None and one.candidate.pixels is None:
-            raise Refusal(one.reason, one.detail)
-        image = decode_candidate(one.candidate, lenient).image
+        image = decode_candidate(candidate, rules).image
     except Refusal:
-        field = Image.new("L", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), 224)
-        ImageDraw.Draw(field).multiline_text((6, 6), one.reason.replace("_", "\n"), fill=64)
-        return field
+        return None
     scale = THUMBNAIL_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
