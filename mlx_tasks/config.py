@@ -157,7 +157,13 @@ class Limit(Branch):
 
     metric: str = Field(min_length=1, description="A metric of scores.json.")
     direction: Literal["below", "above"] = Field(description="Which side of the limit is good.")
-    limit: float = Field(description="The limit, in the metric's own unit.")
+    limit: float = Field(
+        allow_inf_nan=False,
+        description="The limit, in the metric's own unit; with `of`, a multiple of that set's score.",
+    )
+    of: Literal["real", "held-out", "class-missing", "noisy", "gaussian", "blurred", "noise"] | None = Field(
+        default=None, description="A reference set of scores.json, scored on the same dataset; null: the limit stands."
+    )
     optional: bool = Field(
         default=False, description="Leave the rule out where the metric failed the sanity ladder, instead of refusing."
     )
@@ -168,11 +174,10 @@ class Gate(Branch):
 
     limits: tuple[Limit, ...] = Field(
         default=(
-            Limit(metric="frechet_distance", direction="below", limit=0.15),
-            Limit(metric="recall", direction="above", limit=0.3),
-            Limit(metric="latency_ms", direction="below", limit=2000.0),
+            Limit(metric="frechet_distance", direction="below", limit=1.0, of="gaussian"),
+            Limit(metric="recall", direction="above", limit=0.35, of="real"),
         ),
-        description="Rules on the winner's scores, each of which must hold.",
+        description="Rules on the winner's scores, each of which must hold; by default by the dataset's own ruler.",
     )
     not_worse: tuple[str, ...] = Field(
         default=("frechet_distance",),

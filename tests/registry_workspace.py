@@ -82,7 +82,17 @@ def make_workspace(
             "latency_ms": {"value": 3.0, "low": 2.9, "high": 3.2},
         },
     }
-    real = {"candidate": "reference-real", "kind": "reference", "metrics": {"frechet_distance": {"value": 0.017}}}
+    references = [
+        {
+            "candidate": f"reference-{name}",
+            "kind": "reference",
+            "metrics": {key: {"value": value} for key, value in told},
+        }
+        for name, told in (
+            ("real", (("frechet_distance", 0.017), ("recall", 0.9))),
+            ("gaussian", (("frechet_distance", 0.15),)),
+        )
+    ]
     setup = {
         "samples": 40,
         "resolution": SIDE,
@@ -96,7 +106,7 @@ def make_workspace(
         "feature_space": {"name": "random_conv", "seed": 0, "dimension": 64},
     }
     scores = {
-        "rows": [real, row],
+        "rows": [*references, row],
         "winner": {"candidate": "student-steps2", "rule": "the fastest of the good"},
         "setup": setup,
     }

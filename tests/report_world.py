@@ -235,7 +235,8 @@ def _verdict(passed=True):
     champion = Champion("3", {"frechet_distance": Score(*_estimate(0.075).values())})
     scores = {"frechet_distance": _estimate(0.069), "latency_ms": 1.72}
     scores["recall"] = _estimate(0.82 if passed else 0.2, 0.04)
-    judged = judge(scores, Gate().limits, champion).to_dict()
+    references = {"gaussian": {"frechet_distance": 0.15}, "real": {"recall": 0.9}}
+    judged = judge(scores, Gate().limits, champion, references=references).to_dict()
     assert judged["passed"] == passed
     return {
         **judged,

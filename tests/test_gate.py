@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_tasks.config import Gate, Limit
+from mlx_tasks.params import load_config
 from mlx_tasks.registry.gate import Champion, Score, judge
 
 BELOW = Limit(metric="frechet_distance", direction="below", limit=0.15)
@@ -19,11 +20,58 @@ def fd(value, low=None, high=None):
     return {"frechet_distance": {"value": value, "low": low, "high": high}, "recall": 0.9, "latency_ms": 3.0}
 
 
+LADDER = {"gaussian": {"frechet_distance": {"value": 0.15}}, "real": {"recall": 0.9}}
+
+
 def test_the_default_rules_pass_good_scores():
-    verdict = judge(fd(0.06, 0.05, 0.07), Gate().limits)
+    verdict = judge(fd(0.06, 0.05, 0.07), Gate().limits, references=LADDER)
     assert verdict.passed and verdict.reasons == () and verdict.champion == ()
-    assert [rule.metric for rule in verdict.rules] == ["frechet_distance", "recall", "latency_ms"]
+    assert [rule.metric for rule in verdict.rules] == ["frechet_distance", "recall"]
     assert (verdict.rules[0].value, verdict.rules[0].low, verdict.rules[0].high) == (0.06, 0.05, 0.07)
+
+
+def test_the_default_limits_are_the_datasets_own():
+    """Scores of another scale: nothing of digits is in the rules."""
+    photos = {"gaussian": {"frechet_distance": 3.0}, "real": {"recall": 0.4}}
+    verdict = judge({"frechet_distance": 2.9, "recall": 0.15}, Gate().limits, references=photos)
+    assert verdict.passed and [rule.limit for rule in verdict.rules] == [3.0, pytest.approx(0.14)]
+    refused = judge({"frechet_distance": 3.1, "recall": 0.13}, Gate().limits, references=photos)
+    assert refused.reasons == (
+        "frechet_distance is 3.1, must be at most 3, what the set gaussian scores: worse than a per-class Gaussian",
+        "recall is 0.13, must be at least 0.14, 0.35 times what the set real scores",
+    )
+
+
+def test_the_demos_stored_result_passes_the_default_gate(repository):
+    told = json.loads((repository / "benchmarks" / "results" / "demo_results.json").read_text())
+    rows = {row["candidate"]: row["metrics"] for row in told["rows"]}
+    references = {name.removeprefix("reference-"): found for name, found in rows.items() if "reference" in name}
+    limits = load_config(repository, "demo").gate.limits
+    assert limits == Gate().limits
+    assert judge(rows[told["config"]["winner"]["candidate"]], limits, references=references).passed
+    assert not judge(rows["searched-uniform-nfe4"], limits, references=references).passed
+
+
+@pytest.mark.parametrize(
+    ("references", "words"),
+    [
+        ({}, "which was not scored (there are: none)"),
+        ({"real": {"frechet_distance": 0.1}}, "which was not scored (there are: real)"),
+        ({"gaussian": {"frechet_distance": float("nan")}}, "which was not scored"),
+        ({"gaussian": {"frechet_distance": -0.001}}, "which is -0.001 and not above 0"),
+    ],
+)
+def test_a_multiple_of_what_was_not_scored_refuses_unless_it_is_optional(references, words):
+    rule = {"metric": "frechet_distance", "direction": "below", "limit": 1.0, "of": "gaussian"}
+    refused = judge(fd(0.01), [Limit(**rule)], references=references)
+    assert not refused.passed and words in refused.reasons[0] and refused.rules[0].limit is None
+    json.dumps(refused.to_dict(), allow_nan=False)
+    assert judge(fd(0.01), [Limit(**rule, optional=True)], references=references).passed
+
+
+def test_a_set_that_there_is_not_is_refused_with_the_names():
+    with pytest.raises(ValueError, match="gaussian"):
+        Limit(metric="recall", direction="above", limit=0.3, of="gausian")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +91,8 @@ def test_a_value_on_the_limit_passes_and_the_next_float_beyond_it_does_not(rule,
 
 
 def test_every_broken_rule_gives_its_reason_with_value_and_limit():
-    verdict = judge({"frechet_distance": 0.2, "recall": 0.1, "latency_ms": 5}, Gate().limits)
+    slow = Limit(metric="latency_ms", direction="below", limit=2000.0)
+    verdict = judge({"frechet_distance": 0.2, "recall": 0.1, "latency_ms": 5}, [BELOW, ABOVE, slow])
     assert verdict.reasons == ("frechet_distance is 0.2, must be at most 0.15", "recall is 0.1, must be at least 0.3")
     assert [rule.passed for rule in verdict.rules] == [False, False, True]
 

@@ -18,6 +18,7 @@ from mlx_tasks.files import read_json, write_json
 from mlx_tasks.metrics.pictures import first_of_rows
 from mlx_tasks.progress import Progress
 from mlx_tasks.registry.png import decode_png
+from mlx_tasks.report.advice import advice
 from mlx_tasks.report.charts import interval
 from mlx_tasks.report.collect import SOURCES, collect
 from mlx_tasks.report.render import duration, render
@@ -220,8 +221,14 @@ def test_a_refusal_is_said_with_its_reasons(tmp_path):
     write_json(tmp_path / SOURCES["verdict"][0], _verdict(passed=False))
     report = collect(tmp_path)
     text = " ".join(_parsed(render(report, tmp_path, tmp_path / COMPARISON)).text)
-    assert "✗ refused by the gate" in text and "recall is 0.2, must be at least 0.3" in text
-    assert report["sentences"][-1] == "The gate refused it: recall is 0.2, must be at least 0.3."
+    assert (
+        "✗ refused by the gate" in text
+        and "recall is 0.2, must be at least 0.315" in text
+        and "0.35 × the set real" in text
+    )
+    assert report["sentences"][-1] == (
+        "The gate refused it: recall is 0.2, must be at least 0.315, 0.35 times what the set real scores."
+    )
 
 
 def test_text_from_outside_is_escaped(tmp_path):
@@ -267,3 +274,19 @@ def test_axes_put_values_where_they_belong():
     over = axis_over([0.02, 5], 0, 1, log=True)
     assert over.low < 0.02 and over.high > 5 and len(over.ticks) >= 3
     assert axis_over([2.0], 0, 1).low < 2 < axis_over([2.0], 0, 1).high
+
+
+def _row(value):
+    return {"metrics": {"frechet_distance": {"value": value}}}
+
+
+def test_a_winner_that_a_gaussian_beats_is_told_to_train_longer_and_what_that_costs():
+    ruler, training = {"reference-gaussian": _row(0.3)}, {"steps": 520, "seconds": 132.0}
+    (told,) = advice(_row(0.8), _row(0.7), ruler, training)
+    assert "worse than a per-class Gaussian (Frechet distance 0.8 against 0.3): train longer (train.steps)" in told
+    assert "520 steps took 2.2 minutes here, so twice as many take 4.4 minutes" in told
+    assert advice(_row(0.8), None, ruler, None)[0].endswith("train longer (train.steps).")
+    (told,) = advice(_row(0.8), _row(0.1), ruler, training)
+    assert "distil longer" in told and "train longer" not in told
+    assert advice(_row(0.3), _row(0.7), ruler, training) == []
+    assert advice(_row(0.8), _row(0.7), {}, training) == advice(None, None, ruler, training) == []

@@ -21,6 +21,8 @@ class Rule(Protocol):
     @property
     def limit(self) -> float: ...
     @property
+    def of(self) -> str | None: ...
+    @property
     def optional(self) -> bool: ...
 
 
@@ -61,16 +63,22 @@ class Champion:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule, the value it met, whether it holds, and a note where the value was not what decided."""
+    """One rule, the value it met, whether it holds, and a note where the value was not what decided.
+
+    limit: in the metric's unit, None where the set that it is a multiple of has no score; of, times: that set, and the
+    multiple.
+    """
 
     metric: str
     value: float | None
     low: float | None
     high: float | None
     direction: str
-    limit: float
+    limit: float | None
     passed: bool
     note: str = ""
+    of: str | None = None
+    times: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ def judge(
     *,
     not_worse: Sequence[str] = ("frechet_distance",),
     sanity: Mapping[str, Mapping[str, Any]] | None = None,
+    references: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Verdict:
     """Hold a candidate's metrics against the rules and, in the metrics of `not_worse`, against the champion.
 
@@ -118,21 +127,26 @@ def judge(
     Args:
         metrics: name -> a number, or a mapping with value, low and high.
         sanity: scores.json's `sanity`; a metric that it does not name was not put to the ladder and is taken as is.
+        references: reference set -> its metrics, for rules whose limit is a multiple of one's score.
     """
     results, reasons, comparisons = [], [], []
     for rule in rules:
         score = Score.of(metrics.get(rule.metric))
-        good = score.value is not None and (
-            score.value <= rule.limit if rule.direction == "below" else score.value >= rule.limit
+        limit, no_limit = _limit(rule, references or {})
+        good = (
+            score.value is not None
+            and limit is not None
+            and (score.value <= limit if rule.direction == "below" else score.value >= limit)
         )
-        note = _distrust(rule.metric, sanity)
-        reason = "" if good else _refusal(rule, score, metrics)
+        note = _distrust(rule.metric, sanity) or no_limit
+        reason = "" if good else _refusal(rule, score, metrics, limit)
         if note and rule.optional:
             good, reason, note = True, "", f"left out: {note}"
         elif note:
             good, reason = False, f"{note}; make the rule optional, or use another metric"
+        told = (rule.of, float(rule.limit)) if rule.of else (None, None)
         results.append(
-            RuleResult(rule.metric, score.value, score.low, score.high, rule.direction, float(rule.limit), good, note)
+            RuleResult(rule.metric, score.value, score.low, score.high, rule.direction, limit, good, note, *told)
         )
         if reason:
             reasons.append(reason)
@@ -157,13 +171,39 @@ def _distrust(metric: str, sanity: Mapping[str, Mapping[str, Any]] | None) -> st
     return f"{metric} failed the sanity ladder on this dataset ({broken})"
 
 
-def _refusal(rule: Rule, score: Score, metrics: Mapping[str, Any]) -> str:
+def _limit(rule: Rule, references: Mapping[str, Mapping[str, Any]]) -> tuple[float | None, str]:
+    """(the limit in the metric's own unit or None, why there is none)."""
+    if rule.of is None:
+        return float(rule.limit), ""
+    theirs = Score.of(references.get(rule.of, {}).get(rule.metric)).value
+    if theirs is None:
+        known = ", ".join(sorted(name for name, found in references.items() if rule.metric in found)) or "none"
+        return (
+            None,
+            f"the limit of {rule.metric} is a multiple of {rule.of}'s, which was not scored (there are: {known})",
+        )
+    if theirs <= 0:
+        return None, f"the limit of {rule.metric} is a multiple of {rule.of}'s, which is {theirs:.4g} and not above 0"
+    return rule.limit * theirs, ""
+
+
+def _refusal(rule: Rule, score: Score, metrics: Mapping[str, Any], limit: float | None) -> str:
     if rule.metric not in metrics:
         return f"{rule.metric} was not measured; there are: {', '.join(sorted(metrics)) or 'no metrics'}"
     if score.value is None:
         return f"{rule.metric} has no finite value (got {metrics[rule.metric]!r:.80})"
     side = "at most" if rule.direction == "below" else "at least"
-    return f"{rule.metric} is {score.value:.6g}, must be {side} {rule.limit:g}"
+    if limit is None:
+        return ""  # the note says why there is none
+    if rule.of is None:
+        return f"{rule.metric} is {score.value:.6g}, must be {side} {limit:g}"
+    whose = (
+        f"{rule.limit:g} times what the set {rule.of} scores" if rule.limit != 1 else f"what the set {rule.of} scores"
+    )
+    plain = ""
+    if rule.of == "gaussian" and rule.limit == 1:
+        plain = ": worse than a per-class Gaussian"
+    return f"{rule.metric} is {score.value:.6g}, must be {side} {limit:.4g}, {whose}{plain}"
 
 
 def _compare(metric: str, score: Score, champion: Champion) -> tuple[dict[str, Any], str]:

@@ -124,7 +124,7 @@ def _scores(winner: Winner, references: dict[str, dict[str, Any]], lineage: dict
 
 def _gate(verdict: dict[str, Any]) -> str:
     lines = [
-        f"- {rule['metric']} {'<=' if rule['direction'] == 'below' else '>='} {rule['limit']:g}: "
+        f"- {rule['metric']} {'<=' if rule['direction'] == 'below' else '>='} {_limit(rule)}: "
         f"{'holds' if rule['passed'] else 'does not hold'}"
         for rule in verdict["rules"]
     ]
@@ -134,6 +134,11 @@ def _gate(verdict: dict[str, Any]) -> str:
     reasons = "".join(f"\n- {reason}" for reason in verdict["reasons"])
     answer = "Passed." if verdict["passed"] else f"Refused:{reasons}"
     return "\n".join(lines) + f"\n\n{answer}"
+
+
+def _limit(rule: dict[str, Any]) -> str:
+    number = "no limit" if rule["limit"] is None else f"{rule['limit']:.4g}"
+    return number if not rule["of"] else f"{number} ({rule['times']:g} times the set {rule['of']})"
 
 
 def _usage(name: str, sampler: dict[str, Any]) -> str:

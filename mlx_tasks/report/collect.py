@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_tasks.catalog import STAGES
 from mlx_tasks.files import read_json
+from mlx_tasks.report.advice import advice
 from mlx_tasks.report.charts import REFERENCE_NAMES, grid_name
 
 SOURCES = {
@@ -112,7 +113,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
             if verdict["passed"]
             else "The gate refused it: " + "; ".join(verdict["reasons"]) + "."
         )
-    return told
+    return told + advice(winner, teacher, report["references"], report["training"])
 
 
 def schedules_section(raw: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -118,7 +118,14 @@ def _judge(
     champion: Champion | None = None
     if registry and holder:
         champion = champion_scores(registry, holder, winner.conditions, gate.not_worse, score_again)
-    verdict = judge(winner.scores, gate.limits, champion, not_worse=gate.not_worse, sanity=winner.sanity)
+    verdict = judge(
+        winner.scores,
+        gate.limits,
+        champion,
+        not_worse=gate.not_worse,
+        sanity=winner.sanity,
+        references=winner.references,
+    )
     return verdict, holder.version if holder else None
 
 
