@@ -30,13 +30,14 @@ from mlx_tasks.learned_steps.methods import Effort, find_steps  # noqa: E402
 from mlx_tasks.models.bundle import Bundle, read_bundle  # noqa: E402
 from mlx_tasks.rl import tuning  # noqa: E402
 from mlx_tasks.rl.comparison import METHODS, PPO, compare  # noqa: E402
+from mlx_tasks.rl.effort import SELECTION_BATCHES, TUNING_BATCHES  # noqa: E402
 from mlx_tasks.rl.environment import StepGridEnv  # noqa: E402
 from mlx_tasks.rl.plain_search import Found  # noqa: E402
 from mlx_tasks.rl.policy import greedy_episode  # noqa: E402
 from mlx_tasks.rl.ppo import PpoOptions  # noqa: E402
 from mlx_tasks.rl.problem import Problem, bundle_problem  # noqa: E402
 from mlx_tasks.samplers.grids import grid_from_timesteps  # noqa: E402
-from mlx_tasks.stages.tune import SELECTION_BATCHES, SOLVER, TUNING_BATCHES, best_start  # noqa: E402
+from mlx_tasks.stages.tune import SOLVER, best_start  # noqa: E402
 
 QUESTION = "Which way of choosing the steps is best, and at what cost?"
 

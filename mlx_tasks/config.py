@@ -121,6 +121,13 @@ class Tune(Branch):
         default=0.05, ge=0, description="Reward lost for each network evaluation spent, as a fraction."
     )
     test_noises: int = Field(default=128, ge=8, description="Fresh noises every method is compared on.")
+    max_minutes: float | None = Field(
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time that all of it may take (minutes), by what an evaluation costs here: methods that would not"
+        " fit are left out, and told; null: no limit.",
+    )
 
 
 class Evaluate(Branch):
@@ -145,6 +152,13 @@ class Evaluate(Branch):
     )
     image_text_steps: int = Field(default=400, ge=1, description="Optimiser steps of the small image-text model.")
     latency_batch: int = Field(default=16, ge=1, description="Images of the batch whose latency is measured.")
+    max_minutes: float | None = Field(
+        default=15.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time that a slot may score (minutes): candidates that would not fit are left out, and told; null:"
+        " no limit.",
+    )
 
     @field_validator("slots")
     @classmethod

@@ -41,11 +41,15 @@ class Entry:
         name: the row's.
         cost: what it costs to make, in units of `entry_cost`.
         make: the row and its picture, made on a bench.
+        kind: teacher, student or searched; empty for a reference set.
+        refused: whether it may not win.
     """
 
     name: str
     cost: float
     make: Callable[[Bench], tuple[Row, bytes]]
+    kind: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Entries:
         made = [Entry(name, entry_cost(), _reference(name, draw)) for name, draw in self.references.items()]
         for candidate in self.candidates:
             cost = entry_cost(candidate.nfe, parameter_count(drawer.bundle(candidate.bundle)), seeds)
-            made.append(Entry(candidate.name, cost, _candidate(candidate)))
+            made.append(Entry(candidate.name, cost, _candidate(candidate), candidate.kind, bool(candidate.refused)))
         return made
 
 

@@ -1,7 +1,7 @@
 """What a slot of the evaluation leaves, and all slots' together: rows without latencies, pictures, how they were made.
 
-work/scores_parts/SLOT/part.json   {slot, slots, inputs, setup, hardware, seconds, rows}; inputs and setup are null
-                                   where the slot had nothing to do
+work/scores_parts/SLOT/part.json   {slot, slots, inputs, setup, hardware, seconds, left_out, rows}; inputs and setup are
+                                   null where the slot had nothing to do
 work/scores_parts/SLOT/NAME.png    the picture of each row
 """
 
@@ -29,12 +29,14 @@ class Parts:
         setup: what the scores were measured with, the same in every part.
         rows: name -> (the slot that made it, the row).
         made: slot, rows, seconds and hardware of each part, in the slots' order.
+        left_out: name -> why a slot did not score it.
     """
 
     folder: Path
     setup: dict[str, Any]
     rows: dict[str, tuple[int, Row]]
     made: list[dict[str, Any]]
+    left_out: dict[str, str]
 
     def in_order(self, names: Sequence[str]) -> list[Row]:
         """The rows by these names.  Raises: DataError unless there are these and no others."""
@@ -58,7 +60,7 @@ def write_part(
 ) -> None:
     """Write a slot's part, whole or not at all.
 
-    made: each row with its picture; facts: inputs, setup, hardware and seconds.
+    made: each row with its picture; facts: inputs, setup, hardware, seconds and left_out.
     """
     with atomic_folder(work / FOLDER / str(slot)) as fresh:
         rows = []
@@ -102,7 +104,8 @@ def read_parts(work: Path, slots: Sequence[int]) -> Parts:
                 )
             rows[row["candidate"]] = (part["slot"], row)
     made = [{key: part[key] for key in ("slot", "seconds", "hardware")} | {"rows": len(part["rows"])} for part in parts]
-    return Parts(folder, full[0]["setup"], rows, made)
+    left_out = {name: why for part in parts for name, why in (part.get("left_out") or {}).items()}
+    return Parts(folder, full[0]["setup"], rows, made, left_out)
 
 
 def check_candidate(candidate: Candidate, row: Row, bundle_digest: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlx_tasks.files import atomic_folder, atomic_write_bytes, atomic_write_text, write_json
 from mlx_tasks.metrics.bench import Row
-from mlx_tasks.metrics.candidates import Candidate
+from mlx_tasks.metrics.candidates import Candidate, LeftOut
 from mlx_tasks.metrics.drawing import Drawer, open_drawer
 from mlx_tasks.metrics.entries import open_entries
 from mlx_tasks.metrics.held_out import open_held_out
@@ -33,16 +33,17 @@ def run(context: StageContext) -> None:
     held_out = open_held_out(context.work, config)
     drawer = open_drawer(context.root, held_out, config.seed, context.hardware)
     entries = open_entries(context.root, config.evaluate, held_out, drawer, config.seed)
-    scored = parts.in_order(entries.names)
+    candidates = [one for one in entries.candidates if one.name not in parts.left_out]
+    scored = parts.in_order([*entries.references, *(one.name for one in candidates)])
     first = len(entries.references)
-    for candidate, row in zip(entries.candidates, scored[first:], strict=True):
+    for candidate, row in zip(candidates, scored[first:], strict=True):
         check_candidate(candidate, row, drawer.bundle(candidate.bundle).digest)
-    rows = [*scored[:first], *_timed(context, entries.candidates, scored[first:], drawer)]
+    rows = [*scored[:first], *_timed(context, candidates, scored[first:], drawer)]
 
     sanity = check_ladder(rows)
     metric, why = deciding_metric(sanity)
     winner = choose_winner(rows, metric, sanity) | {"because": why}
-    by_name = {candidate.name: candidate for candidate in entries.candidates}
+    by_name = {candidate.name: candidate for candidate in candidates}
     best_teacher = min(
         (row for row in rows if row["kind"] == "teacher"),
         key=lambda row: row["metrics"]["frechet_distance"]["value"],
@@ -61,7 +62,7 @@ def run(context: StageContext) -> None:
                 "winner": winner,
                 "teacher": best_teacher["candidate"] if best_teacher else None,
                 "sanity": sanity,
-                "left_out": [asdict(one) for one in entries.left_out],
+                "left_out": [asdict(one) for one in (*entries.left_out, *_unscored(parts))],
                 "setup": _setup(context, parts),
             },
         )
@@ -69,6 +70,10 @@ def run(context: StageContext) -> None:
     write_json(context.work / "metrics" / "evaluate.json", flat)
     atomic_write_text(context.work / "plots" / "evaluate.csv", plot_rows(rows))
     _record(context, rows, winner, flat)
+
+
+def _unscored(parts: Parts) -> list[LeftOut]:
+    return [LeftOut(name, why) for name, why in parts.left_out.items()]
 
 
 def _timed(context: StageContext, candidates: list[Candidate], rows: list[Row], drawer: Drawer) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json
+from mlx_tasks.metrics.allowance import Allowance, in_turn
 from mlx_tasks.metrics.bench import Bench, Row
 from mlx_tasks.metrics.drawing import Drawer, open_drawer
 from mlx_tasks.metrics.entries import Entry, open_entries
@@ -40,14 +41,14 @@ def run(context: StageContext, slot: int) -> None:
     drawer = open_drawer(context.root, held_out, seed, context.hardware)
     entries = open_entries(context.root, settings, held_out, drawer, seed).all(drawer, settings.seeds)
     share = [entries[i] for i in share_out([entry.cost for entry in entries], len(settings.slots))[slot]]
-    facts: dict[str, Any] = {"inputs": None, "setup": None, "hardware": context.hardware.as_dict()}
+    facts: dict[str, Any] = {"inputs": None, "setup": None, "left_out": {}, "hardware": context.hardware.as_dict()}
     store = None
     rows: list[Row] = []
     if share:
         bench, setup = _open_bench(context, held_out, drawer)
         facts |= {"inputs": _inputs_digest(context, setup), "setup": setup}
         store = RowStore(context.checkpoints / "rows", facts["inputs"])
-        rows = _rows(context, share, bench, store)
+        rows, facts["left_out"] = _rows(context, share, bench, store)
     facts["seconds"] = time.perf_counter() - started
     pictures = [store.picture(row["candidate"]) for row in rows] if store else []
     write_part(context.work, slot, len(settings.slots), zip(rows, pictures, strict=True), facts)
@@ -56,13 +57,23 @@ def run(context: StageContext, slot: int) -> None:
         store.clear()
 
 
-def _rows(context: StageContext, share: list[Entry], bench: Bench, store: RowStore) -> list[Row]:
-    rows = []
-    for entry in share:
-        rows.append(store.get(entry.name) or store.put(entry.name, *entry.make(bench)))
-        distance = rows[-1]["metrics"]["frechet_distance"]["value"]
+def _rows(context: StageContext, share: list[Entry], bench: Bench, store: RowStore) -> tuple[list[Row], dict[str, str]]:
+    """(the rows that the time allowed, in the share's order; name -> why, of those left out)."""
+    rows: dict[str, Row] = {}
+    clock = Allowance(context.config.evaluate.max_minutes)
+    left_out = {}
+    for entry in in_turn(share):
+        kept = store.get(entry.name)
+        if kept is None and (why := clock.refusal(entry)):
+            left_out[entry.name] = why
+            continue
+        row = rows[entry.name] = kept or store.put(entry.name, *entry.make(bench))
+        clock.spend(entry, row["seconds"])
+        distance = row["metrics"]["frechet_distance"]["value"]
         context.progress.update(len(rows), len(share), "candidates", candidate=entry.name, frechet_distance=distance)
-    return rows
+    if left_out:
+        context.progress.say(f"left out for evaluate.max_minutes: {', '.join(left_out)}")
+    return [rows[entry.name] for entry in share if entry.name in rows], left_out
 
 
 def _open_bench(context: StageContext, held_out: HeldOut, drawer: Drawer) -> tuple[Bench, dict[str, Any]]:

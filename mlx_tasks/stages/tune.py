@@ -1,6 +1,7 @@
 """Stage `tune`: steps for the searched student by every method that is asked for, compared on fresh noise.
 
-work/schedules/schedules.json  solver; reference; noises; rewards (one row an iteration of PPO);
+work/schedules/schedules.json  solver; reference; noises; plan (what the time allowed, and what was left out);
+                               rewards (one row an iteration of PPO);
                                rows: one for each budget and method {budget, grid, solver, timesteps, learned, nfe,
                                error, low, high, learning_evaluations, learning_seconds, kept};
                                budgets: {budget: {methods, kept, rival, difference, verdict, ppo_batches_agree}}
@@ -21,9 +22,10 @@ from mlx_tasks.domains.book import SettingsBook
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_folder, read_json, write_json
 from mlx_tasks.learned_steps.methods import Effort, find_steps
-from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.models.bundle import Bundle, read_bundle
 from mlx_tasks.rl import tuning
 from mlx_tasks.rl.comparison import PPO, compare
+from mlx_tasks.rl.effort import Plan, make_plan
 from mlx_tasks.rl.plain_search import TUNED, Found
 from mlx_tasks.rl.policy import save_policy
 from mlx_tasks.rl.ppo import Learner, PpoOptions
@@ -35,8 +37,8 @@ from mlx_tasks.training.checkpoint import clear_checkpoints
 
 SOLVER = "dpmpp_2m"
 REMEMBERED = "remembered"
-TUNING_BATCHES, SELECTION_BATCHES = 4, 2
-"""Batches that are learned on, and those that choose among policies and iterates, and turn the policy into a grid."""
+PROBED_NOISES, PROBED_STEPS = 4, 2
+"""Of the runs that tell what an evaluation costs."""
 
 
 def run(context: StageContext) -> None:
@@ -47,27 +49,22 @@ def run(context: StageContext) -> None:
             f"the searched student is sampled with guidance {bundle.sampler.guidance_scale:g}, two evaluations a step: "
             "fold the guidance in, as search_select does"
         )
-    counts = {
-        "tuning": TUNING_BATCHES * tune.batch_size,
-        "selection": SELECTION_BATCHES * tune.batch_size,
-        "test": tune.test_noises,
-    }
+    plan = _plan(context, bundle)
+    size, counts = plan.size, plan.size.noises
     problems, reference = {}, Meter()
     for number, (purpose, count) in enumerate(counts.items()):
         context.progress.update(number, len(counts), "sets of noises", phase="many-step results")
-        problems[purpose], cost = bundle_problem(
-            bundle, SOLVER, seed, purpose, count, tune.batch_size, tune.reference_steps
-        )
+        problems[purpose], cost = bundle_problem(bundle, SOLVER, seed, purpose, count, size.batch, size.reference_steps)
         reference = Meter(reference.evaluations + cost.evaluations, reference.seconds + cost.seconds)
     remembered, book = _remembered(context, bundle.schedule)
-    told = [bundle.digest, tune.model_dump(mode="json"), seed, book]
+    told = [bundle.digest, tune.model_dump(mode="json"), seed, book, asdict(size), plan.tries, plan.methods]
     identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    found = {budget: _find(context, problems, budget, identity, remembered[budget]) for budget in tune.nfe_budgets}
+    found = {n: _find(context, problems, n, identity, remembered[n], plan) for n in tune.nfe_budgets}
     agree: dict[int, bool | None] = dict.fromkeys(tune.nfe_budgets)
     start = {budget: best_start(of_budget) for budget, of_budget in found.items()}
     learner = None
-    if PPO in tune.methods:
+    if PPO in plan.methods:
         learner = _learn(context, problems["tuning"], problems["selection"], identity, start)
         cost = (learner.history[-1].evaluations, sum(record.seconds for record in learner.history))
         for budget in tune.nfe_budgets:
@@ -86,18 +83,37 @@ def run(context: StageContext) -> None:
             "rows": rows,
             "budgets": budgets,
             "reference": {
-                "steps": tune.reference_steps,
-                "timesteps": list(reference_grid(bundle.schedule, tune.reference_steps).timesteps),
+                "steps": size.reference_steps,
+                "timesteps": list(reference_grid(bundle.schedule, size.reference_steps).timesteps),
                 "evaluations": reference.evaluations,
                 "seconds": reference.seconds,
             },
             "noises": counts,
+            "plan": plan.to_dict() | {"max_minutes": tune.max_minutes},
             "settings_book": book,
             "rewards": [asdict(record) for record in learner.history] if learner else [],
         }
         write_json(fresh / "schedules.json", schedules)
     _record(context, tune, schedules)
     clear_checkpoints(context.checkpoints)
+
+
+def _plan(context: StageContext, bundle: Bundle) -> Plan:
+    """What the time allows; that of an earlier attempt of the same work where there is one."""
+    tune, path = context.config.tune, context.checkpoints / "plan.json"
+    asked = [bundle.digest, tune.model_dump(mode="json"), context.config.seed]
+    kept: dict[str, Any] = read_json(path) if path.is_file() else {}
+    if kept.get("asked") != asked:
+        cost = Meter()
+        for _ in range(2):  # the first run compiles and reads weights
+            few = min(tune.batch_size, PROBED_NOISES)
+            cost = bundle_problem(bundle, SOLVER, context.config.seed, "probe", few, few, PROBED_STEPS)[1]
+        kept = {"asked": asked, "plan": make_plan(tune, cost.seconds / max(1, cost.evaluations)).to_dict()}
+        write_json(path, kept)
+    plan = Plan.from_dict(kept["plan"])
+    for name, why in plan.left_out.items():
+        context.progress.say(f"{name}: left out or less, {why}")
+    return plan
 
 
 def _remembered(context: StageContext, schedule: NoiseSchedule) -> tuple[dict[int, Grid | None], str | None]:
@@ -111,13 +127,18 @@ def _remembered(context: StageContext, schedule: NoiseSchedule) -> tuple[dict[in
 
 
 def _find(
-    context: StageContext, problems: dict[str, Problem], budget: int, identity: str, remembered: Grid | None
+    context: StageContext,
+    problems: dict[str, Problem],
+    budget: int,
+    identity: str,
+    remembered: Grid | None,
+    plan: Plan,
 ) -> dict[str, Found]:
     """What each method but PPO found for a budget; what a killed run had found whole is read back."""
     tune, path = context.config.tune, context.checkpoints / f"found_{budget}.json"
     kept: dict[str, Any] = read_json(path) if path.is_file() else {}
     if kept.get("identity") != identity:
-        effort = Effort(tune.search_evaluations, tune.gradient_iterations, context.config.seed)
+        effort = Effort(plan.tries, tune.gradient_iterations, context.config.seed)
         phase = f"steps for {budget} evaluations"
 
         def said(method: str, iteration: int, error: float) -> None:
@@ -125,12 +146,12 @@ def _find(
             context.tracker.metrics({f"tune/{method}_nfe{budget}_error": error}, iteration)
 
         results = {}
-        context.progress.update(0, len(TUNED) + len(tune.methods), "methods", phase=phase)
+        context.progress.update(0, len(TUNED) + len(plan.methods), "methods", phase=phase)
         for name, one in find_steps(
-            problems["tuning"], problems["selection"], budget, tune.methods, effort, said, remembered
+            problems["tuning"], problems["selection"], budget, plan.methods, effort, said, remembered
         ):
             results[name] = _plain(one)
-            context.progress.update(len(results), len(TUNED) + len(tune.methods), "methods", phase=phase)
+            context.progress.update(len(results), len(TUNED) + len(plan.methods), "methods", phase=phase)
         kept = {"identity": identity, "found": results}
         write_json(path, kept)
     return {name: _found(problems["tuning"], values) for name, values in kept["found"].items()}
