@@ -28,7 +28,7 @@ class Data(Branch):
         default=BUILTIN_DIGITS,
         min_length=1,
         description="A dataset card of a built-in set, or a folder of images in the Hugging Face imagefolder convention"
-        " (labels from the folder names or metadata.jsonl, captions from metadata.jsonl).",
+        " (labels from folder names or metadata.jsonl; captions from metadata.jsonl or .txt files beside the images).",
     )
     channels: Literal["auto", "grey", "rgb"] = Field(
         default="auto", description="Colour channels; auto: grey if every image is."
@@ -41,6 +41,10 @@ class Data(Branch):
     max_aspect_ratio: float = Field(default=3.0, ge=1.0, description="Longest side over shortest.")
     max_quarantined: Fraction = Field(
         default=0.05, description="Fraction of images that may be refused before the run fails."
+    )
+    max_uncaptioned: Fraction = Field(
+        default=0.2,
+        description="Fraction of captions that may be empty on purpose: a metadata row or a caption file without text.",
     )
     duplicate_distance: int = Field(
         default=12,

@@ -165,7 +165,7 @@ def test_a_failed_expectation_is_named_with_what_was_seen(digits, repository, tm
 
 
 @pytest.mark.slow
-def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, repository):
+def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, repository, capsys):
     folder = class_folders(tmp_path / "data", {"bars": 50, "rings": 50, "spots": 12})
     whole = (folder / "bars" / "000.png").read_bytes()
     (folder / "bars" / "truncated.png").write_bytes(whole[: len(whole) // 2])
@@ -175,6 +175,11 @@ def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, reposit
     Image.new("L", (5, 5), 9).save(folder / "rings" / "tiny.png")
     picture("rings", 777).save(folder / "loose.png")
     shutil.copy(folder / "rings" / "000.png", folder / "spots" / "said_to_be_spots.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "bars" / "round.png").symlink_to("round.png")
+    (folder / "bars" / "away.png").symlink_to(repository / "README.md")
+    (folder / "README.md").write_text("about")
+    (folder / ".DS_Store").write_text("")
     run(tmp_path, repository, {"path": "data", "max_quarantined": 0.1})
     refused = {
         "bars/truncated.png": "truncated",
@@ -183,6 +188,9 @@ def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, reposit
         "rings/long.png": "bad_aspect",
         "rings/tiny.png": "too_small",
         "loose.png": "missing_label",
+        "gone.png": "unreadable",
+        "bars/round.png": "unreadable",
+        "bars/away.png": "outside_folder",
         "rings/000.png": "bad_label",
         "spots/said_to_be_spots.png": "bad_label",
     }
@@ -198,7 +206,12 @@ def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, reposit
         assert max(Image.open(tmp_path / "work" / "quarantine" / row["thumbnail"]).size) == 96
     assert "30000 x 30000 pixels" in page
     summary = json.loads((tmp_path / "work" / "dataset" / "summary.json").read_text())
-    assert (summary["images"], summary["accepted"], summary["channels"]) == (119, 111, 3)
+    assert (summary["images"], summary["accepted"], summary["channels"]) == (122, 111, 3)
+    assert summary["told"]["found"][0].startswith("119 pictures, 3 classes by the folders' names: bars 53, rings 52")
+    assert summary["told"]["passed_over"] == ["1 .md, 1 hidden"]
+    assert "<li>passed over: 1 .md, 1 hidden</li>" in page
+    printed = capsys.readouterr().out
+    assert "[validate] passed over: 1 .md, 1 hidden" in printed
 
 
 @pytest.mark.slow

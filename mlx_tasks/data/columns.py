@@ -29,6 +29,10 @@ class Texts:
     def __getitem__(self, row: int) -> str:
         return self._bytes[self._ends[row] : self._ends[row + 1]].decode()
 
+    def sizes(self) -> np.ndarray:
+        """(N,) int64, the bytes of each."""
+        return np.diff(np.array(self._ends, np.int64))
+
     def arrow(self) -> pa.Array:
         """The same as an Arrow column, which looks into this buffer: no `append` after it."""
         return _strings(np.frombuffer(self._ends, np.int64), memoryview(self._bytes))

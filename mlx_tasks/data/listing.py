@@ -82,6 +82,10 @@ class Listing(Sequence[Candidate]):
         """(N,) int8: the place in SPLITS of the split that the source gives, -1 where it gives none."""
         return np.frombuffer(self._given, np.int8)
 
+    def problem(self, row: int) -> tuple[str, str] | None:
+        """Why the source itself says that the row's image cannot be used."""
+        return self._problems.get(row)
+
     def __len__(self) -> int:
         return len(self.paths)
 

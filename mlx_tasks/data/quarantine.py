@@ -17,6 +17,7 @@ from mlx_tasks.data.listing import Candidate, Listing
 from mlx_tasks.data.manifest import count_by
 from mlx_tasks.data.reasons import REASONS, Refusal
 from mlx_tasks.data.records import Records
+from mlx_tasks.data.told import Told
 from mlx_tasks.files import write_json
 
 THUMBNAIL_SIDE = 96
@@ -46,11 +47,11 @@ def refused_of(listing: Listing, records: Records) -> list[Refused]:
     ]
 
 
-def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Rules) -> None:
+def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Rules, told: Told) -> None:
     """Write index.html, quarantine.json and thumbnails/ into `folder`.
 
-    total: images that the source offered.  Nothing here opens a picture that is a bomb; where none can be decoded the
-    thumbnail is a grey field with the reason on it.
+    total: images that the source offered; told: what was found, shown above the refused.  Nothing here opens a picture
+    that is a bomb; where none can be decoded the thumbnail is a grey field with the reason on it.
     """
     (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
     entries = []
@@ -74,7 +75,7 @@ def write_quarantine(folder: Path, refused: list[Refused], total: int, rules: Ru
     write_json(
         folder / "quarantine.json", {"images": total, "refused": len(refused), "reasons": counts, "rows": entries}
     )
-    (folder / "index.html").write_text(_page(entries, counts, total), encoding="utf-8")
+    (folder / "index.html").write_text(_page(entries, counts, total, told), encoding="utf-8")
 
 
 def summarise(refused: list[Refused], total: int, shown: int = 3) -> str:
@@ -120,7 +121,8 @@ def _thumbnail(candidate: Candidate, rules: Rules) -> Image.Image | None:
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
 
 
-def _page(entries: list[dict], counts: dict[str, int], total: int) -> str:
+def _page(entries: list[dict], counts: dict[str, int], total: int, told: Told) -> str:
+    found = "".join(f"<li>{html.escape(line)}</li>" for line in told.lines())
     reasons = "".join(
         f"<tr><td>{reason}</td><td>{count}</td><td>{html.escape(REASONS[reason])}</td></tr>"
         for reason, count in counts.items()
@@ -141,6 +143,7 @@ th, td {{ border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left;
 img {{ max-width: {THUMBNAIL_SIDE}px; image-rendering: pixelated; }}
 </style></head><body>
 <h1>Quarantine</h1>
+<ul>{found}</ul>
 <p>{len(entries)} of {total} images were refused.</p>
 <table><thead><tr><th>Reason</th><th>Images</th><th>Meaning</th></tr></thead><tbody>{reasons}</tbody></table>
 {left_off}<table><thead><tr><th>Image</th><th>Path</th><th>Reason</th><th>Detail</th></tr></thead>

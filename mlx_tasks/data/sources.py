@@ -12,6 +12,7 @@ import yaml
 
 from mlx_tasks.data.listing import Listing
 from mlx_tasks.data.text import clean_caption, clean_label, seeded_choice
+from mlx_tasks.data.told import Told
 from mlx_tasks.errors import DataError
 
 
@@ -24,24 +25,27 @@ class Source:
         candidates: in an order of their own (by path), the same on every machine.
         class_order: the classes where a card fixes their order; empty where they are to be sorted.
         facts: what the card or the folder says of itself (title, licence, metadata files), for the summary.
+        told: what was found, passed over and looks odd, for people.
     """
 
     name: str
     candidates: Listing
     class_order: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    told: Told = field(default_factory=Told)
 
 
-def read_source(root: Path, path: str, seed: int) -> Source:
+def read_source(root: Path, path: str, seed: int, max_uncaptioned: float = 0.2) -> Source:
     """The source that `data.path` names: a card (.yaml) or a folder, relative to the workspace or absolute.
 
+    max_uncaptioned: as `read_folder`.
     Raises: DataError where nothing is there, or what is there is neither, or holds no image.
     """
     from mlx_tasks.data.imagefolder import read_folder
 
     place = (root / Path(path).expanduser()).resolve()
     if place.is_dir():
-        return read_folder(place, seed)
+        return read_folder(place, seed, max_uncaptioned)
     if place.is_file() and place.suffix in (".yaml", ".yml"):
         return read_card(place, seed)
     found = "a file that is no dataset card (.yaml)" if place.exists() else "nothing"
@@ -76,7 +80,8 @@ def read_card(path: Path, seed: int) -> Source:
         caption = clean_caption(template.format(label=names[label]))
         candidates.append(name, label=names[label], caption=caption)
     facts = {key: card[key] for key in ("title", "source", "licence") if key in card}
-    return Source(str(card["name"]), candidates, names, facts)
+    told = Told([f"{len(images)} pictures of {len(names)} classes, the built-in set {path.name}"])
+    return Source(str(card["name"]), candidates, names, facts, told)
 
 
 def digits_to_uint8(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +35,14 @@ def build_summary(
     classes = accepted["class_index"].to_numpy()
     _, group_sizes = np.unique(accepted["duplicate_group"].to_numpy(), return_counts=True)
     shared = group_sizes[group_sizes > 1]
+    captions = accepted["caption"].to_numpy() != ""
     shorter = accepted[["width", "height"]].to_numpy().min(axis=1)
     converted = (step for text in accepted["converted"] if text for step in text.split("; "))
     return {
         "name": source.name,
         "path": config.data.path,
         "facts": source.facts,
+        "told": asdict(source.told),
         "fingerprint": fingerprint(frame),
         "seed": config.seed,
         "images": len(frame),
@@ -49,7 +52,8 @@ def build_summary(
         "splits": _by_split(splits),
         "classes": {name: _by_split(splits[classes == c]) for c, name in enumerate(names)},
         "labelled": bool(names),
-        "captioned": all(accepted["caption"]),
+        "captioned": bool(captions.any()),
+        "empty_captions": int(np.count_nonzero(~captions)),
         "channels": channels,
         "resolutions": list(config.train.resolutions),
         "upscaled": {str(side): int(np.count_nonzero(shorter < side)) for side in config.train.resolutions},

@@ -18,7 +18,8 @@ EXTENSIONS = frozenset(
     # Pictures that are not read here: they are taken up to be refused by name, not passed over in silence.
     + ".heic .heif .svg .eps .psd .ico .jxl .dng .exr".split()
 )
-TABLES = frozenset(".jsonl .ndjson .csv .tsv .parquet".split())
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLES = frozenset(".jsonl .ndjson .csv .tsv .parquet .json".split())
 CAPTIONS = (".txt", ".caption")
 """Extensions of a caption beside its picture, in the order in which they are looked for."""
 
@@ -101,6 +102,8 @@ def _take(tree: Tree, root: str, inside: str, entries: list[os.DirEntry[str]], w
             tree.passed_over[f"linked folder ({posix(inside + entry.name)})"] += 1
         elif problem and (extension in EXTENSIONS or kind == "folder outside" or (kind == "broken" and not extension)):
             tree.refused[posix(inside + entry.name)] = problem
+        elif problem and entry.name.lower() in METADATA:
+            raise DataError(f"{entry.path} cannot be read: it is {_WORDS[kind]}")
         elif problem:
             tree.passed_over[f"{extension or 'file'} that is {_WORDS[kind]}"] += 1
         elif extension in EXTENSIONS:
@@ -159,6 +162,8 @@ def _linked(path: str) -> str:
 
 def _take_others(tree: Tree, inside: str, pictures: list[str], others: list[str]) -> None:
     """Captions beside pictures, tables, and the count of the rest."""
+    if not others:
+        return
     stems: dict[str, list[str]] = {}
     for name in pictures:
         for stem in (os.path.splitext(name)[0], name):

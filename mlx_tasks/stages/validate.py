@@ -55,8 +55,10 @@ def run(context: StageContext) -> None:
     resolutions = context.config.train.resolutions
     rules = Rules(data.min_side, data.max_pixels, data.max_aspect_ratio)
     _clear(context)
-    source = read_source(context.root, data.path, context.config.seed)
+    source = read_source(context.root, data.path, context.config.seed, data.max_uncaptioned)
     logger.info("event=source name=%s images=%d", source.name, len(source.candidates))
+    for line in source.told.lines():
+        context.progress.say(line)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_run_folder(context), prefix="validate-")))
         width = 1 if data.channels == "grey" else 3
@@ -80,7 +82,7 @@ def run(context: StageContext) -> None:
         images = ArrayRows(dataset / "images" / f"{resolutions[-1]}.npy")
         summary = build_summary(source, frame, names, channels, context.config, assignment.moved, checks, images)
         write_json(dataset / "summary.json", summary)
-        write_quarantine(quarantine, looked.refused, len(source.candidates), rules)
+        write_quarantine(quarantine, looked.refused, len(source.candidates), rules, source.told)
         grid = sample_grid(images, frame, names)
     metrics = _metrics(summary, checks)
     write_json(context.work / "metrics" / "validate.json", metrics)
@@ -162,7 +164,7 @@ def _show_refused(context: StageContext, looked: _Looked, rules: Rules, error: D
     """Keep the quarantine of a refused dataset where nobody removes it, and say where."""
     kept = _run_folder(context) / "quarantine"
     with atomic_folder(kept) as folder:
-        write_quarantine(folder, looked.refused, len(looked.source.candidates), rules)
+        write_quarantine(folder, looked.refused, len(looked.source.candidates), rules, looked.source.told)
     if looked.refused:
         error.args = (f"{error}\nThe refused images: {kept / 'index.html'}",)
 
@@ -196,7 +198,8 @@ def _record(context: StageContext, summary: dict[str, Any], metrics: dict[str, A
     tracker.artifact(context.work / "data_docs", "validate")
     tracker.artifact(context.work / "quarantine", "validate")
     splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
-    context.progress.say(f"{summary['accepted']} images accepted ({splits}), {summary['refused']} refused")
+    refused = f"{summary['refused']} refused" + (": work/quarantine/index.html" if summary["refused"] else "")
+    context.progress.say(f"{summary['accepted']} images accepted ({splits}), {refused}")
 
 
 def _run_folder(context: StageContext) -> Path:

@@ -1,0 +1,54 @@
+"""Captions beside pictures: 1.txt or 1.caption beside 1.png, as trainers of image models lay them out."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections import Counter
+
+from mlx_tasks.data.tree import Tree
+
+MAX_BYTES = 1 << 16
+"""A caption file above this is no caption."""
+
+_LONG, _NO_TEXT = f"over {MAX_BYTES >> 10} KB", "whose bytes are no UTF-8 text"
+_BOXES = re.compile(r"\d+(\s+-?\d+(\.\d+)?([eE][-+]?\d+)?){4,}")
+
+
+class Beside:
+    """Reads the caption beside a picture, and counts those that are none.
+
+    Attributes:
+        read: captions by extension; empty files count under "empty".
+        unlike: files that are no captions, by why.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self.read: Counter[str] = Counter()
+        self.unlike: Counter[str] = Counter()
+
+    def captions(self, path: str) -> list[str] | None:
+        """The lines of the file beside the picture, each a caption; [] where it is empty, None where there is none."""
+        file = self._tree.caption_file(path)
+        if file is None:
+            return None
+        try:
+            with file.open("rb") as opened:
+                data = opened.read(MAX_BYTES + 1)
+            text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+        except OSError as error:
+            return self._unlike(f"that cannot be read ({error.strerror})")
+        except UnicodeDecodeError:
+            return self._unlike(_NO_TEXT if len(data) <= MAX_BYTES else _LONG)
+        if len(data) > MAX_BYTES:
+            return self._unlike(_LONG)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines and all(_BOXES.fullmatch(line) for line in lines):
+            return self._unlike("of boxes, a class and numbers a line")
+        self.read[file.suffix if lines else "empty"] += 1
+        return lines
+
+    def _unlike(self, why: str) -> None:
+        self.unlike[why] += 1
+        return None

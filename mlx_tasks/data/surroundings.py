@@ -1,0 +1,115 @@
+"""What reading a folder found, put into lines: counts, sources of labels and captions, what lay beside, what is odd."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from mlx_tasks.data.beside import Beside
+from mlx_tasks.data.layout import Layout, looks_like_no_class
+from mlx_tasks.data.listing import Listing
+from mlx_tasks.data.metadata import Metadata, ignored_lines
+from mlx_tasks.data.told import Told, counted, counts, some
+from mlx_tasks.data.tree import Tree
+
+LONG_CAPTION = 1000
+"""Bytes above which a caption is remarkable."""
+
+
+def tell(
+    tree: Tree,
+    layout: Layout,
+    metadata: Metadata,
+    beside: Beside,
+    listing: Listing,
+    aside: dict[str, int],
+    by_folder: bool,
+) -> Told:
+    """The lines.  aside: folders passed over, with their pictures; by_folder: labels come from the folders."""
+    labels = Counter({name: int(count) for name, count in _label_counts(listing).items()})
+    found = [_pictures(tree, labels, by_folder), *_captions(metadata, beside, listing), _splits(layout, aside)]
+    passed = [counts(tree.passed_over)] if tree.passed_over else []
+    passed += [f"{counted(count, 'caption file')} {why}" for why, count in beside.unlike.items()]
+    passed += ignored_lines(metadata)
+    lacks = "label" if labels else "caption"
+    passed += [
+        f"{counted(count, 'picture')} of {name}/, none of which has a {lacks}, as the others have: to use them, give "
+        "them class folders, captions or a metadata file"
+        for name, count in aside.items()
+    ]
+    return Told(found, passed, [*layout.odd, *_odd_classes(labels, by_folder), *_odd_rows(tree, metadata)])
+
+
+def _label_counts(listing: Listing) -> dict[str, int]:
+    numbers = Counter(listing.labels.codes.tolist())
+    return {name: numbers[code] for code, name in enumerate(listing.labels.values) if name is not None}
+
+
+def _pictures(tree: Tree, labels: Counter[str], by_folder: bool) -> str:
+    pictures = counted(len(tree.paths), "picture")
+    if not labels:
+        return f"{pictures}, no classes"
+    source = "the folders' names" if by_folder else "the metadata"
+    return f"{pictures}, {counted(len(labels), 'class', 'classes')} by {source}: {_classes(labels)}"
+
+
+def _classes(labels: Counter[str]) -> str:
+    return some([f"{name} {count}" for name, count in labels.most_common()], 8)
+
+
+def _captions(metadata: Metadata, beside: Beside, listing: Listing) -> list[str]:
+    lines = [f"{name}: rows about pictures, by the columns {columns}" for name, columns in metadata.files.items()]
+    written = {name: count for name, count in beside.read.items() if name != "empty"}
+    if written:
+        lines.append(f"captions beside the pictures: {counts(written)}")
+    longest, empty = _lengths(listing)
+    if (written or metadata.files) and empty:
+        lines.append(f"{counted(empty, 'picture')} with an empty caption, as given (data.max_uncaptioned)")
+    if longest > LONG_CAPTION:
+        lines.append(f"the longest caption has {longest} bytes")
+    return lines
+
+
+def _lengths(listing: Listing) -> tuple[int, int]:
+    """(bytes of the longest caption, pictures that are offered with an empty one where others have one)."""
+    sizes = listing.captions.sizes()
+    usable = [row for row in (sizes == 0).nonzero()[0].tolist() if not listing.problem(row)]
+    return int(sizes.max(initial=0)), len(usable) if sizes.any() else 0
+
+
+def _splits(layout: Layout, aside: dict[str, int]) -> str:
+    given = sorted({split for folder, split in layout.splits.items() if split and folder not in aside})
+    if not given:
+        return "no split folders: divided by the seed"
+    taken = [split for split in ("validation", "test") if split not in given]
+    return f"split folders: {', '.join(given)}" + (f"; {' and '.join(taken)} taken from train" if taken else "")
+
+
+def _odd_classes(labels: Counter[str], by_folder: bool) -> list[str]:
+    if not by_folder:
+        return []
+    lines = []
+    if like := sorted(name for name in labels if looks_like_no_class(name)):
+        lines.append(
+            f"{counted(len(like), 'class', 'classes')} named {some(like)}: that looks like where pictures lie, and not "
+            "like what is on them. Masks and the like belong out of the dataset; pictures without classes go straight "
+            "into its folder; splits need a train folder and nothing beside the splits"
+        )
+    if repeats := sorted(name for name in labels if re.match(r"\d+_\D", name)):
+        lines.append(f"class names with a number before them ({some(repeats)}): it is part of the name, and no repeat")
+    if alone := sorted(name for name, count in labels.items() if count == 1):
+        lines.append(f"{counted(len(alone), 'class', 'classes')} of one picture only: {some(alone)}")
+    return lines
+
+
+def _odd_rows(tree: Tree, metadata: Metadata) -> list[str]:
+    lines = []
+    if metadata.lost:
+        first = next(iter(metadata.lost.values()))[1]
+        lines.append(f"{counted(len(metadata.lost), 'metadata row')} without a picture, for example {first}")
+    if tree.refused:
+        path, (_, detail) = next(iter(tree.refused.items()))
+        lines.append(
+            f"{counted(len(tree.refused), 'entry', 'entries')} that cannot be read, for example {path}: {detail}"
+        )
+    return lines
