@@ -10,10 +10,11 @@ from registry_workspace import write_small_bundle
 from mlx_tasks.diffusion.guidance import Guidance
 from mlx_tasks.errors import DataError, DivergedError
 from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.models.levels import Level
 from mlx_tasks.registry.draw import draw
 from mlx_tasks.samplers.bundle_sampler import bundle_noise, denoising_strip
 from mlx_tasks.serving.engine import Engine, Job, Plan, exact_multiple
-from mlx_tasks.serving.plans import make_plan
+from mlx_tasks.serving.plans import QUALITIES, make_plan, plan_name
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,19 @@ def test_the_multiple_that_makes_rows_independent_is_measured(bundle):
 def test_plans_that_cannot_be_drawn_are_refused_by_name(bundle, asked, message):
     with pytest.raises(DataError, match=message):
         make_plan(bundle, **asked)
+
+
+def test_a_level_is_its_own_steps_and_a_missing_one_is_the_models_own(bundle):
+    levels = {"fast": Level("ddim", (700,)), "best": Level("dpmpp_2m", (999, 800, 500, 200))}
+    with_levels = replace(bundle, sampler=replace(bundle.sampler, levels=levels))
+    for word, level in QUALITIES.items():
+        plan, name = make_plan(with_levels, word), plan_name(with_levels, word)
+        assert (plan, name) == (
+            (Plan(levels[level].steps(bundle.schedule), levels[level].solver, 1.0), level)
+            if level in levels
+            else (Plan.own(bundle), "own")
+        )
+    assert plan_name(with_levels) == "own" and plan_name(with_levels, "fast", guidance=2.0) == "custom"
 
 
 def test_guidance_needs_an_empty_class(bundle):

@@ -1,6 +1,7 @@
 """Facts about the server, over real HTTP to a real process."""
 
 import contextlib
+import inspect
 import io
 import json
 import signal
@@ -101,7 +102,7 @@ def test_openais_stock_client_is_served(server):
     assert [one.b64_json for one in drawn.data] == [
         one["b64_json"] for one in server.draw(prompt="one", n=2, seed=3).json()["data"]
     ]
-    assert client.images.generate(prompt="one", quality="high").data[0].b64_json
+    assert client.images.generate(prompt="one", quality="high", n=None, size=None).data[0].b64_json
     assert [model.id for model in client.models.list()] == [server.serving()["id"]]
     with pytest.raises(openai.BadRequestError, match="zero, one, two"):
         client.images.generate(prompt="nine")
@@ -148,7 +149,15 @@ def test_openapi_shows_the_routes_with_examples_that_work(server):
         ({"prompt": "one", "size": "big"}, "size: "),
         ({"prompt": "one", "model": "dall-e-3"}, "has digits"),
         ({"prompt": "one", "model": "digits@champion"}, "no registry"),
-        ({"prompt": "one", "style": "vivid"}, "style: "),
+        ({"prompt": "one", "style": "cubist"}, "style: "),
+        ({"prompt": "one", "styles": "vivid"}, "styles: there is no such field; there are prompt, class, n, seed"),
+        ({"prompt": "one", "styles": None}, "styles: "),
+        ({"prompt": "one", "guidance": "3"}, "guidance: "),
+        ({"prompt": "one", "guidance": True}, "guidance: "),
+        ({"prompt": "one", "image": "aGVsbG8="}, "image: it is not taken (images are drawn from noise here"),
+        ({"prompt": "one", "mask": {}}, "mask: it is not taken"),
+        ({"prompt": "one", "model": "digits\u0000"}, "model: "),
+        ({"prompt": None}, "prompt"),
         ({"prompt": "one", "steps": 0}, "steps: "),
         ({"prompt": "one", "steps": 3, "solver": "magic"}, "solver: one of"),
         ({"prompt": "one", "quality": "superb"}, "quality: one of"),
@@ -162,6 +171,89 @@ def test_bad_input_is_a_400_that_says_what_is_wrong(server, body, message):
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error" and message in error["message"]
+
+
+NOTHING = {
+    "background": (["auto", "opaque"], ["transparent"]),
+    "complexity": (["low", "medium", "high"], ["extreme"]),
+    "frame_count": ([], [2, 9]),
+    "frame_duration_ms": ([], [200]),
+    "moderation": (["low", "auto"], ["none"]),
+    "n": ([1], [17, 0]),
+    "output_compression": ([0, 50, 100], [101, -1]),
+    "output_format": (["png"], ["jpeg", "webp", "gif", "svg"]),
+    "partial_images": ([0], [1, 3]),
+    "quality": (["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"], ["ultra"]),
+    "response_format": (["b64_json"], ["url"]),
+    "safety_identifier": (["user-1"], [1]),
+    "size": (["auto", f"{SIDE}x{SIDE}"], ["1024x1024", "1536x1024"]),
+    "stream": ([False], [True]),
+    "style": (["vivid", "natural"], ["cubist"]),
+    "svg": ([], [{"model": "gpt"}]),
+    "user": (["somebody"], [1]),
+}
+"""Of each parameter of OpenAI's `images.generate`: values that change nothing here, and values that are refused."""
+
+
+def test_every_parameter_of_openais_client_is_taken_or_refused_by_name(server):
+    """A parameter that a new version of the client brings fails here until it is one or the other."""
+    known = set(inspect.signature(openai.resources.images.Images.generate).parameters)
+    assert known - {"self", "extra_headers", "extra_query", "extra_body", "timeout"} == {*NOTHING, "prompt", "model"}
+    expected = pngs(server.draw(prompt="one", seed=3))
+    for name, (neutral, refused) in NOTHING.items():
+        for value in [None, *neutral]:
+            assert pngs(server.draw(prompt="one", seed=3, **{name: value})) == expected, (name, value)
+        for value in refused:
+            answer = server.draw(prompt="one", seed=3, **{name: value})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, name) and error["message"].startswith(f"{name}: ")
+    assert pngs(server.draw(prompt="one", seed=3, model="digits")) == expected
+    nulls = {name: None for name in (*NOTHING, "model", "class", "steps", "solver", "grid", "guidance", "strip")}
+    assert pngs(server.draw(prompt="one", seed=3, **nulls)) == expected
+
+
+def test_a_quality_that_the_model_lacks_is_drawn_its_own_way_and_the_answer_says_so(server):
+    told = {quality: server.draw(prompt="one", seed=3, quality=quality).json() for quality in (None, "fast", "hd")}
+    assert {answer["plan"] for answer in told.values()} == {"own"} and {one["nfe"] for one in told.values()} == {2}
+    assert server.draw(prompt="one", steps=3).json()["plan"] == "custom"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[" * 60_000, "nested too deep"),
+        ('{"prompt":' * 6_000 + "1", "nested too deep"),
+        ('{"prompt": "one", "seed": 1' + "0" * 5_000 + "}", "at most 20 digits, got 10000000000000000000..."),
+        ('{"prompt": "one", "seed": 1e400}', "a number is at most 1.8e308"),
+        ('{"prompt": "one", "guidance": 1e400}', "a number is at most 1.8e308"),
+        ('{"prompt": "one", "guidance": NaN}', "a number is finite, got NaN"),
+        ('{"prompt": "one", "guidance": -Infinity}', "a number is finite, got -Infinity"),
+        ('{"prompt": "one \\ud800"}', "half of a surrogate pair"),
+        ('{"\\udfff": "one"}', "half of a surrogate pair"),
+        ('{"prompt": "one", "n": 1, "n": 2}', "'n' is there twice"),
+        (b'{"prompt": "\xff"}', "text is UTF-8, byte 12 is not"),
+        ('{"prompt": "one"}'.encode("utf-16"), "text is UTF-8"),
+        ('{"' + "x" * 50_000 + '": 1}', "there is no such field"),
+        ('{"prompt": "one", "solver": "' + "x" * 50_000 + '"}', "solver: "),
+        ('{"prompt": "' + "x" * 999 + '"}', "zero, one, two"),
+        ('{"prompt": "one", "model": "' + "x" * 200 + '"}', "has digits"),
+        ("null", "body"),
+        ("1", "body"),
+        ("", "body"),
+    ],
+)
+def test_json_of_any_kind_is_answered_in_few_words(server, body, message):
+    kind = {"Content-Type": "application/json"}
+    answer = server.http.post("/v1/images/generations", content=body, headers=kind)
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+    assert len(answer.content) < 1000
+    assert server.draw(prompt="one").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * 10_000, "/%ff%00", "/v1/%F0%9F%98%80", "/v1/models/../../etc"])
+def test_paths_of_any_kind_are_answered_in_few_words(server, path):
+    answer = server.http.get(path)
+    assert answer.status_code == 404 and len(answer.content) < 500
 
 
 def test_bodies_that_are_no_json_or_too_long_are_refused(server):
@@ -316,7 +408,7 @@ def test_the_window_tells_what_was_made(server):
             break
         time.sleep(0.5)
     assert rows["seed"].tolist() == [900, 901, 902, 950, 960]
-    assert rows["plan"].tolist() == ["own"] * 3 + ["fast", "custom"] and rows["nfe"].tolist() == [2, 2, 2, 2, 4]
+    assert rows["plan"].tolist() == ["own"] * 4 + ["custom"] and rows["nfe"].tolist() == [2, 2, 2, 2, 4]
     assert set(rows["class"]) == {"two"} and set(rows["digest"]) == {server.serving()["digest"]}
     assert (rows["drawn_ms"] > 0).all() and rows["features"].map(len).tolist() == [64] * 5
 

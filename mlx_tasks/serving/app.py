@@ -24,13 +24,14 @@ from mlx_tasks.registry.png import encode_png
 from mlx_tasks.samplers.grids import GRIDS
 from mlx_tasks.samplers.solvers import SOLVERS
 from mlx_tasks.serving.access import Guard, refusal
-from mlx_tasks.serving.bodies import SEEDS, ImageRequest, Images, Picture, Refusal, StripPicture, Timing
+from mlx_tasks.serving.bodies import SEEDS, ImageRequest, Images, Picture, Refusal, StripPicture, Timing, told
 from mlx_tasks.serving.connections import address_of
 from mlx_tasks.serving.engine import Finished, Job
 from mlx_tasks.serving.figures import CONTENT_TYPE, Figures
 from mlx_tasks.serving.follower import Follower
-from mlx_tasks.serving.plans import QUALITIES, make_plan
+from mlx_tasks.serving.plans import QUALITIES, make_plan, plan_name
 from mlx_tasks.serving.prompts import ANY_CLASS, class_of
+from mlx_tasks.serving.reading import JsonRoute
 from mlx_tasks.serving.worker import Loaded, QueueFullError, Ticket, Worker
 
 LOOK_S = 0.2
@@ -84,18 +85,18 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    app.router.route_class = JsonRoute
     app.add_middleware(Guard, key=key, hosts=hosts, body_s=body_s)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         figures.requests.labels("400").inc()
-        return refusal(400, f"{where}: {first['msg']} (got {first.get('input')!r:.80})", where)
+        field, message = told(error.errors()[0])
+        return refusal(400, message, field)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        return refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return refusal(error.status_code, f"{request.method:.20} {request.url.path:.100}: {error.detail}")
 
     @app.get("/livez", tags=["health"])
     async def alive() -> dict[str, str]:
@@ -168,14 +169,15 @@ def create_app(
         figures.waited.observe(ticket.waited)
         figures.requests.labels("200").inc()
         figures.images.labels(model.name, model.version).inc(len(seeds))
+        plan = plan_name(loaded.engine.bundle, body.quality, body.steps, body.guidance)
         if recorder is not None:
-            plan = _plan_name(body)
-            told = (model.name, model.version, model.digest, names, tuple(seeds), finished.nfe, plan)
-            recorder.add(Made(200, finished.images, *told, waited_ms, drawn_ms, Path(loaded.folder)))
+            drawn = (model.name, model.version, model.digest, names, tuple(seeds), finished.nfe, plan)
+            recorder.add(Made(200, finished.images, *drawn, waited_ms, drawn_ms, Path(loaded.folder)))
         return Images(
             created=int(time.time()),
             data=pictures,
             model=model.id,
+            plan=plan,
             nfe=finished.nfe,
             timing=Timing(queued_ms=round(waited_ms, 2), drawn_ms=round(drawn_ms, 2)),
         )
@@ -261,13 +263,6 @@ def _refused(error: Exception, timeout_s: float) -> JSONResponse:
 def _seeds(body: ImageRequest) -> list[int]:
     first = body.seed if body.seed is not None else secrets.randbelow(SEEDS)
     return [(first + i) % SEEDS for i in range(body.n)]
-
-
-def _plan_name(body: ImageRequest) -> str:
-    """How the window names the steps: only images of the bundle's own are compared with its reference."""
-    if body.steps is not None or body.guidance is not None:
-        return "custom"
-    return "own" if body.quality is None else QUALITIES[body.quality]
 
 
 def _pictures(finished: Finished, loaded: Loaded, names: tuple[str, ...], seeds: list[int]) -> list[Picture]:

@@ -3,9 +3,9 @@
 No `from __future__ import annotations` here: FastAPI reads the annotations at run time.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlx_tasks.serving.plans import MOST_EVALUATIONS, QUALITIES
 
@@ -16,7 +16,11 @@ STRIP = 12
 
 
 class ImageRequest(BaseModel):
-    """OpenAI's body as far as it means something here, and what a diffusion sampler can be told beside it."""
+    """OpenAI's body, and what a diffusion sampler can be told beside it.
+
+    Every field of OpenAI's is here: what changes an image is done, what changes nothing here is taken, and what would
+    change the answer is refused by name. `null` means the default.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -43,13 +47,59 @@ class ImageRequest(BaseModel):
     )
     solver: str | None = Field(None, max_length=40, description="goes with steps; dpmpp_2m unless told")
     grid: str | None = Field(None, max_length=40, description="noise levels, go with steps; log_snr unless told")
-    guidance: float | None = Field(None, ge=0.0, le=50.0, strict=False, description="scale in place of the model's own")
+    guidance: float | None = Field(None, ge=0.0, le=50.0, description="scale in place of the model's own")
     strip: int = Field(0, ge=0, le=STRIP, description="pictures of the denoising on the way, at most")
-    model: str | None = Field(None, max_length=200, description="NAME, NAME/VERSION or NAME@ALIAS")
+    model: str | None = Field(
+        None, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="NAME, NAME/VERSION or NAME@ALIAS"
+    )
     size: str = Field("auto", pattern=r"^(auto|\d{1,5}x\d{1,5})$", description="auto, or the model's own")
-    response_format: Literal["b64_json"] = "b64_json"
-    output_format: Literal["png"] = "png"
-    user: str | None = Field(None, max_length=200)
+    response_format: Literal["b64_json"] = Field("b64_json", description="images come in the answer, never as a URL")
+    output_format: Literal["png"] = Field("png", description="images are PNGs")
+
+    # OpenAI's, without effect here
+    user: str | None = Field(None, max_length=200, description="changes nothing here")
+    safety_identifier: str | None = Field(None, max_length=200, description="changes nothing here")
+    moderation: Literal["auto", "low"] = Field("auto", description="changes nothing here: there is no moderation")
+    style: Literal["vivid", "natural"] | None = Field(None, description="changes nothing here")
+    complexity: Literal["low", "medium", "high"] | None = Field(None, description="changes nothing here: see quality")
+    output_compression: int = Field(100, ge=0, le=100, description="changes nothing here: PNGs lose nothing")
+
+    # OpenAI's, which would change the answer
+    background: Literal["auto", "opaque"] = Field("auto", description="images are opaque here")
+    stream: Literal[False] = Field(False, description="an answer comes whole here")
+    partial_images: Literal[0] = Field(0, description="an answer comes whole here; strip shows what was on the way")
+    frame_count: None = Field(None, description="goes with GIFs, images here are PNGs")
+    frame_duration_ms: None = Field(None, description="goes with GIFs, images here are PNGs")
+    svg: None = Field(None, description="goes with SVGs, images here are PNGs")
+    image: None = Field(None, description="images are drawn from noise here, none is taken in")
+    images: None = Field(None, description="images are drawn from noise here, none is taken in")
+    mask: None = Field(None, description="images are drawn from noise here, none is taken in")
+    input_fidelity: None = Field(None, description="images are drawn from noise here, none is taken in")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        known = {*cls.model_fields, "class"}
+        return {key: value for key, value in given.items() if value is not None or key not in known}
+
+
+def told(error: dict[str, Any]) -> tuple[str, str]:
+    """(field, message) of a body's first fault: the rule, what is taken, and what was given, of bounded length."""
+    field = ".".join(str(part) for part in error["loc"] if part != "body")[:60] or "body"
+    if error["type"] == "json_invalid":
+        return "body", f"body: this is no JSON that is taken: {error['ctx']['error']}"
+    if error["type"] == "extra_forbidden":
+        return field, f"{field}: there is no such field; there are {', '.join(_names())}"
+    rule = "it is not taken" if error["type"] == "none_required" else str(error["msg"])
+    known = ImageRequest.model_fields.get("label" if field == "class" else field)
+    why = f" ({known.description})" if known and known.description else ""
+    return field, f"{field}: {rule}{why}, got {error.get('input')!r:.80}"
+
+
+def _names() -> list[str]:
+    return [field.alias or name for name, field in ImageRequest.model_fields.items()]
 
 
 class StripPicture(BaseModel):
@@ -75,11 +125,16 @@ class Timing(BaseModel):
 
 
 class Images(BaseModel):
-    """The answer: OpenAI's, and what drew it."""
+    """The answer: OpenAI's, and what drew it.
+
+    Attributes:
+        plan: "own" for the model's own steps, the quality level, or "custom".
+    """
 
     created: int
     data: list[Picture]
     model: str
+    plan: str
     nfe: int
     timing: Timing
 

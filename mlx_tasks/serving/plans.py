@@ -23,8 +23,21 @@ QUALITIES = {
     "medium": "balanced",
     "high": "best",
     "hd": "best",
+    "xhigh": "best",
+    "max": "best",
 }
-"""Quality levels, and the words that OpenAI's clients have for them."""
+"""Quality levels, and the words that OpenAI's clients have for them; a model that lacks one is drawn its own way."""
+OWN, CUSTOM = "own", "custom"
+
+
+def plan_name(
+    bundle: Bundle, quality: str | None = None, steps: int | None = None, guidance: float | None = None
+) -> str:
+    """What a plan of these is called: "own", a level that the bundle has, or "custom"."""
+    if steps is not None or guidance is not None:
+        return CUSTOM
+    level = QUALITIES.get(quality or "", "")
+    return level if level in bundle.sampler.levels else OWN
 
 
 def make_plan(
@@ -37,6 +50,7 @@ def make_plan(
 ) -> Plan:
     """How to draw with a bundle: its own way, a quality level's, or so many steps of a solver on a named grid.
 
+    A level that the bundle was not registered with is its own way, which `plan_name` tells.
     steps: network calls of an image, guidance not counted; solver: dpmpp_2m unless told; grid: log_snr unless told.
     guidance: a scale in place of the bundle's.
     Raises: DataError naming the value, the rule and what there is.
