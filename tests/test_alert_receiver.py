@@ -26,7 +26,7 @@ DAG = "optimize_diffusion"
 class Airflow:
     """An API server over a database of its own; the scheduler is started by who wants one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: str) -> None:
         os.environ["ADO_STATE"] = str(folder)
         os.environ["ADO_AIRFLOW_PORT"] = str(free_port())
         try:
@@ -35,9 +35,8 @@ class Airflow:
             del os.environ["ADO_STATE"], os.environ["ADO_AIRFLOW_PORT"]
         self.layout.airflow_home.mkdir(parents=True, exist_ok=True)
         self.environment = services.environment(self.layout)
-        self.environment["ADO_REPOSITORY"] = str(
-            folder / "nowhere"
-        )  # runs end at once: what they do is shown elsewhere
+        # Where nothing else is told runs end at once: what they do is shown elsewhere.
+        self.environment.update({"ADO_REPOSITORY": str(folder / "nowhere"), **more})
         self.secrets = load_secrets(self.layout.state)
         self.log = (folder / "airflow.log").open("ab")
         self.processes: list[subprocess.Popen] = []

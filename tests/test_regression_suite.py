@@ -66,15 +66,17 @@ def test_other_weights_are_not_the_same_images(folder):
 
 
 def test_every_resolution_with_data_gets_a_row_with_its_own_ruler(folder):
-    rng = np.random.default_rng(0)
-    splits = {
-        side: ImageSet(
-            rng.integers(0, 256, (20, side, side, 1)).astype(np.uint8), np.arange(20) % 2, [""] * 20, ["a", "b"]
-        )
-        for side in (16, 8)
-    }
-    rows = across_resolutions(read_bundle(folder), splits)
-    assert [row["resolution"] for row in rows] == [8, 16] and all(row["samples"] == 10 for row in rows)
+    """Held-out images of the bundle's own kind at 16 pixels, faint ones at 8: it is as good as real, then not."""
+    bundle, labels = read_bundle(folder), np.arange(2 * COUNT) % 2
+
+    def split(side, faint):
+        at = replace(bundle, sampler=replace(bundle.sampler, resolution=side))
+        images = draw(at, labels.tolist(), list(range(2 * COUNT)))
+        return ImageSet(images // 16 + 120 if faint else images, labels, [""] * len(labels), ["a", "b"])
+
+    rows = across_resolutions(bundle, {16: split(16, faint=False), 8: split(8, faint=True)})
+    assert [(row["resolution"], row["samples"]) for row in rows] == [(8, COUNT), (16, COUNT)]
+    assert rows[1]["times_real"] < 2 and rows[0]["times_real"] > 10, rows
     assert all(row["times_real"] == pytest.approx(row["frechet_distance"] / row["real"]) for row in rows)
 
 
