@@ -1,5 +1,6 @@
 # `make` says what there is. Everything runs from .venv, made from the lock by the first target that needs it.
-PYTHON ?= python3.11
+# PYTHON=/path/to/python3.11 chooses the interpreter; left out, one is looked for (mlx_tasks/stack/setup.sh).
+PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -9,7 +10,7 @@ help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install into .venv from requirements.lock
-	@$(PYTHON) mlx_tasks/stack/install.py
+	@PYTHON="$(PYTHON)" sh mlx_tasks/stack/setup.sh
 
 demo: setup ## take the handwritten digits through the whole chain, under Airflow
 	@$(BIN)/mlx-tasks demo

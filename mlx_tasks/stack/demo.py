@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mlx_tasks.errors import DataError, ExitCode, StageError
+from mlx_tasks.dag_settings import ACCELERATOR
+from mlx_tasks.errors import DataError, ExitCode, StageError, UnavailableError
 from mlx_tasks.files import read_json
 from mlx_tasks.stack import supervisor
 from mlx_tasks.stack.api import AirflowApi
 from mlx_tasks.stack.follow import follow
 from mlx_tasks.stack.layout import Layout
+from mlx_tasks.stack.processes import noted_problem
 from mlx_tasks.stack.secrets import USER, load_secrets
+from mlx_tasks.stack.waiting import hindrances
 from mlx_tasks.workspace.paths import workspace_path
 
 DAG_ID = "optimize_diffusion"
@@ -40,28 +43,28 @@ def demo(root: Path, conf: dict[str, Any], *, plain: bool | None = None) -> int:
         except KeyboardInterrupt:
             say("interrupted: ending the run and the stack (this takes a few seconds)")
             _end_run(layout)
-            supervisor.stop(layout, say)
+            supervisor.take_down(layout, say)
             say("all ended; what was made is kept in " + str(layout.state))
             return int(ExitCode.INTERRUPTED)
 
 
 def up(root: Path) -> int:
-    """Start the stack and leave it up."""
+    """Start the stack, or what of it is dead, and leave it up."""
     layout = Layout.of(root)
-    with supervisor.exclusive(layout, "a start of the stack"), supervisor.terminable():
+    with supervisor.terminable():
         try:
-            _bring_up(layout)
+            bring_up(layout, say)
         except KeyboardInterrupt:
-            supervisor.stop(layout, say)
+            supervisor.take_down(layout, say)
             return int(ExitCode.INTERRUPTED)
     _where(layout)
     return 0
 
 
 def down(root: Path) -> int:
-    """End the stack's processes; state is kept."""
+    """End the stack's processes, also those of one that is only half up; state is kept."""
     layout = Layout.of(root)
-    ended = supervisor.stop(layout, say)
+    ended = supervisor.take_down(layout, say)
     say("the stack is down; its state is kept in " + str(layout.state) if ended else "no stack was up")
     return 0
 
@@ -69,16 +72,33 @@ def down(root: Path) -> int:
 def follow_latest(root: Path, run_id: str | None, *, plain: bool | None = None) -> int:
     """Follow a run, by default the newest one, of a stack that is up."""
     layout = Layout.of(root)
-    if not supervisor.running(layout):
-        raise DataError("no stack is up: `make demo` starts one")
     run_id = run_id or _latest(layout)
-    state = follow(AirflowApi(layout), DAG_ID, run_id, _progress(layout, run_id), order=NODES, plain=plain)
+    if problem := noted_problem(layout):
+        raise UnavailableError(f"the stack was given up: {problem}")
+    if not supervisor.running(layout):
+        raise DataError(f"no stack is up: `make up` starts it, and {run_id} goes on where it was")
+    try:
+        state = follow(AirflowApi(layout), DAG_ID, run_id, _progress(layout, run_id), order=NODES, plain=plain)
+    except KeyboardInterrupt:
+        say(f"{run_id} goes on: `make follow` shows it again, `make down` ends the stack")
+        return int(ExitCode.INTERRUPTED)
     _summary(layout, run_id, state)
     return 0 if state == "success" else 1
 
 
+def bring_up(layout: Layout, say: supervisor.Say) -> AirflowApi:
+    """The stack up and well, with its pool, once Airflow knows the chain."""
+    with supervisor.turn(layout, "a start of the stack", say):
+        supervisor.start(layout, say)
+    api = AirflowApi(layout)
+    api.ensure_pool(ACCELERATOR["pool"], 1, "The accelerator: one stage at a time")
+    api.wait_for_dag(DAG_ID)
+    return api
+
+
 def _demo(layout: Layout, conf: dict[str, Any], plain: bool | None) -> int:
-    api = _bring_up(layout)
+    api = bring_up(layout, say)
+    _clear_the_way(api)
     run_id = time.strftime("demo__%Y-%m-%dT%H-%M-%S")
     supervisor.note_run(layout, run_id)
     api.trigger(DAG_ID, run_id, conf)
@@ -91,19 +111,22 @@ def _demo(layout: Layout, conf: dict[str, Any], plain: bool | None) -> int:
     return 0 if state == "success" else 1
 
 
-def _bring_up(layout: Layout) -> AirflowApi:
-    supervisor.start(layout, say)
-    api = AirflowApi(layout)
-    api.ensure_pool("mlx", 1, "The accelerator: one stage at a time")
-    api.wait_for_dag(DAG_ID)
-    return api
+def _clear_the_way(api: AirflowApi) -> None:
+    """Unpause the chain.  Raises: DataError where something else would let a run wait without end."""
+    if api.dag(DAG_ID)["is_paused"]:
+        api.pause(DAG_ID, False)
+        say(f"{DAG_ID} was paused in Airflow: it is unpaused")
+    if found := hindrances(api, DAG_ID):
+        raise DataError("a run would wait without end: " + "; ".join(found))
+    for run in api.runs(DAG_ID, states=("running", "queued")):
+        say(f"{run['dag_run_id']} of an earlier start is {run['state']} and goes on beside this run")
 
 
 def _end_run(layout: Layout) -> None:
     run_id = supervisor.noted_run(layout)
     if run_id:
         with contextlib.suppress(StageError):
-            AirflowApi(layout).stop_run(DAG_ID, run_id)
+            AirflowApi(layout, tries=2).stop_run(DAG_ID, run_id)
 
 
 def _tell_failure(api: AirflowApi, run_id: str) -> None:
@@ -159,6 +182,10 @@ def _latest(layout: Layout) -> str:
 
 
 def _check_repository(root: Path) -> None:
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise DataError("git is not installed, and every run is kept as a commit: `make setup` says how") from None
     if done.returncode:
         raise DataError(f"{root} is no git checkout with a commit, and every run is kept as one: clone the repository")

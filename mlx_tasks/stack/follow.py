@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mlx_tasks.errors import UnavailableError
 from mlx_tasks.files import read_json
 from mlx_tasks.progress import format_progress
 from mlx_tasks.stack.api import AirflowApi
+from mlx_tasks.stack.news import News
 
 POLL_S = 1.0
 DONE_STATES = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
@@ -64,41 +66,35 @@ def follow(
 ) -> str:
     """Show a run until it ends; its final state.
 
+    What the watcher of the stack did, and what a run waits for that stands still, is told too; a server that is away is
+    waited for.
+
     Args:
         progress_folder: the workspace's `.run/progress`, read while stages run (it may not exist yet).
         order: the nodes in the order in which they shall be shown.
         plain: lines instead of a table that redraws itself; by default where stdout is no terminal.
+    Raises: InterruptedStageError where `make down` ended the stack; UnavailableError where the watcher gave it up;
+        DataError where there is no such run.
     """
     plain = not sys.stdout.isatty() if plain is None else plain
-    show = _plain_view() if plain else None
-    started = time.monotonic()
-    if show is not None:
+    news = News(api, dag_id, progress_folder)
+    with _plain_view() if plain else _live_view(run_id) as show:
         while True:
-            state, nodes, lines = _look(api, dag_id, run_id, progress_folder, order)
-            show(nodes, lines)
-            if state in ("success", "failed"):
-                return state
+            notes = news.of_the_stack()
+            try:
+                run, tasks = api.run(dag_id, run_id), api.tasks(dag_id, run_id)
+                nodes, lines = nodes_of(tasks), _progress_lines(progress_folder)
+                notes += news.of_the_run(run, tasks, lines)
+            except UnavailableError as error:
+                news.away(error)
+                show(notes, None, {})
+            else:
+                rank = {name: i for i, name in enumerate(order)}
+                nodes.sort(key=lambda node: rank.get(node.name, len(rank)))
+                show(notes, nodes, lines)
+                if run["state"] in ("success", "failed"):
+                    return run["state"]
             time.sleep(POLL_S)
-    from rich.live import Live
-
-    with Live(refresh_per_second=4, transient=False) as live:
-        while True:
-            state, nodes, lines = _look(api, dag_id, run_id, progress_folder, order)
-            live.update(_table(run_id, nodes, lines, time.monotonic() - started))
-            if state in ("success", "failed"):
-                return state
-            time.sleep(POLL_S)
-
-
-def _look(
-    api: AirflowApi, dag_id: str, run_id: str, folder: Path, order: tuple[str, ...]
-) -> tuple[str, list[Node], dict[str, str]]:
-    run = api.run(dag_id, run_id)
-    nodes = nodes_of(api.tasks(dag_id, run_id))
-    if order:
-        rank = {name: i for i, name in enumerate(order)}
-        nodes.sort(key=lambda node: rank.get(node.name, len(rank)))
-    return run["state"], nodes, _progress_lines(folder)
 
 
 def _progress_lines(folder: Path) -> dict[str, str]:
@@ -112,23 +108,47 @@ def _progress_lines(folder: Path) -> dict[str, str]:
     return {name: line for _, name, line in sorted(records)}
 
 
-def _plain_view() -> Callable[[list[Node], dict[str, str]], None]:
+Show = Callable[[list[str], list[Node] | None, dict[str, str]], None]
+"""Takes what is new in words, the nodes (None while the server is away), and a line of progress per target."""
+
+
+@contextlib.contextmanager
+def _plain_view() -> Iterator[Show]:
     """A view that prints what changed since it was last called."""
     seen_nodes: dict[str, str] = {}
     seen_lines: dict[str, str] = {}
 
-    def show(nodes: list[Node], lines: dict[str, str]) -> None:
+    def show(notes: list[str], nodes: list[Node] | None, lines: dict[str, str]) -> None:
+        for note in notes:
+            print(f"! {note}", flush=True)
         for name, line in lines.items():
             if seen_lines.get(name) != line:
                 seen_lines[name] = line
                 print(f"  {line}", flush=True)
-        for node in nodes:
+        for node in nodes or []:
             if node.state not in ("waiting", "scheduled", "queued") and seen_nodes.get(node.name) != node.state:
                 seen_nodes[node.name] = node.state
                 tail = f" after {node.seconds:.0f} s" if node.state in DONE_STATES else ""
                 print(f"{_MARKS.get(node.state, ' ')} {node.name}: {node.state}{tail}", flush=True)
 
-    return show
+    yield show
+
+
+@contextlib.contextmanager
+def _live_view(run_id: str) -> Iterator[Show]:
+    """A table that redraws itself; what is new in words stays above it."""
+    from rich.live import Live
+
+    started = time.monotonic()
+    with Live(refresh_per_second=4, transient=False) as live:
+
+        def show(notes: list[str], nodes: list[Node] | None, lines: dict[str, str]) -> None:
+            for note in notes:
+                live.console.print(f"! {note}", style="yellow", markup=False, highlight=False)
+            if nodes is not None:
+                live.update(_table(run_id, nodes, lines, time.monotonic() - started))
+
+        yield show
 
 
 def _table(run_id: str, nodes: list[Node], lines: dict[str, str], elapsed: float) -> Any:

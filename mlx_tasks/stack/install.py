@@ -1,4 +1,4 @@
-"""Make `.venv` from the lock file. Run by any Python 3.11: `python3.11 mlx_tasks/stack/install.py` (stdlib only).
+"""Make `.venv` from the lock file. Run by the Python 3.11 that setup.sh finds beside git and a compiler (stdlib only).
 
 Everything but torch is installed by uv, with hashes, exactly as locked. torch takes a step of its own, by pip: pip's
 own configuration may offer a CPU wheel, whose hash a lock made elsewhere cannot know; where none is offered, the
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,13 +30,13 @@ _REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^ \\;]+)")
 def main() -> int:
     """Install if need be; 0 when `.venv` is what the lock says."""
     if sys.version_info[:2] != (3, 11):
-        return _fail(f"Python 3.11 is needed, this is {sys.version.split()[0]}: run `make PYTHON=/path/to/python3.11`")
+        return _fail(
+            f"Python 3.11 is needed, this is {sys.version.split()[0]}: run `make setup PYTHON=/path/to/python3.11`"
+        )
     with _only_one():
         wanted = _wanted()
         if _installed() == wanted:
             return 0
-        if sys.platform == "linux" and shutil.which("g++") is None and shutil.which("clang++") is None:
-            return _fail("a C++ compiler is needed by MLX on Linux: install g++ (Debian: apt-get install g++)")
         started = time.monotonic()
         if VENV.exists():
             print("setup: .venv is half made or older than the lock: making it again", flush=True)
@@ -117,7 +116,7 @@ def _installed() -> dict[str, str] | None:
 def _only_one() -> Iterator[None]:
     """Hold the installation's lock; say so when another `make` holds it."""
     state = ROOT / ".state"
-    state.mkdir(exist_ok=True)
+    state.mkdir(mode=0o700, exist_ok=True)
     with open(state / "install.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

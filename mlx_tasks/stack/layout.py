@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from mlx_tasks.errors import DataError
 PORT_VARIABLES = {"airflow": "ADO_AIRFLOW_PORT", "mlflow": "ADO_MLFLOW_PORT", "server": "ADO_SERVER_PORT"}
 DEFAULT_PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8090}
 HOST = "127.0.0.1"
+STATE, RECORD = ".state", "stack.json"
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Layout:
     Attributes:
         root: the checkout.
         state: the one folder that holds all state (ADO_STATE, or `.state` in the checkout).
-        airflow_port, mlflow_port, server_port: loopback ports (ADO_AIRFLOW_PORT, ADO_MLFLOW_PORT, ADO_SERVER_PORT).
+        airflow_port, mlflow_port, server_port: loopback ports (ADO_AIRFLOW_PORT, ADO_MLFLOW_PORT, ADO_SERVER_PORT;
+            where unset, those of the stack that is up).
     """
 
     root: Path
@@ -34,8 +37,14 @@ class Layout:
     def of(cls, root: Path) -> Layout:
         """The layout of a checkout.  Raises: DataError on a port that is no port."""
         root = root.resolve()
-        state = Path(os.environ.get("ADO_STATE") or root / ".state").resolve()
-        return cls(root, state, _port("airflow"), _port("mlflow"), _port("server"))
+        state = Path(os.environ.get("ADO_STATE") or root / STATE).resolve()
+        noted = noted_ports(state)
+        return cls(root, state, *(_port(service, noted) for service in ("airflow", "mlflow", "server")))
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Service -> port."""
+        return {"airflow": self.airflow_port, "mlflow": self.mlflow_port, "server": self.server_port}
 
     @property
     def airflow_url(self) -> str:
@@ -61,12 +70,31 @@ class Layout:
     @property
     def record(self) -> Path:
         """File that names the processes started, so that `make down` can end just those."""
-        return self.state / "stack.json"
+        return self.state / RECORD
 
 
-def _port(service: str) -> int:
+def noted_ports(state: Path) -> dict[str, int]:
+    """The ports that the stack in a state folder was started on; empty where none was, or `make down` ended it."""
+    try:
+        ports = json.loads((state / RECORD).read_text(encoding="utf-8")).get("ports", {})
+        return {service: int(port) for service, port in ports.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def private_folder(folder: Path) -> Path:
+    """The folder, made if need be, for its owner's eyes alone; one that a person made keeps its mode."""
+    if not folder.parent.exists():
+        private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.name == STATE and folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)  # one from before was open to all
+    return folder
+
+
+def _port(service: str, noted: dict[str, int]) -> int:
     variable = PORT_VARIABLES[service]
-    text = os.environ.get(variable) or str(DEFAULT_PORTS[service])
+    text = os.environ.get(variable) or str(noted.get(service, DEFAULT_PORTS[service]))
     if not text.isdigit() or not 1024 <= int(text) <= 65535:
         raise DataError(f"{variable} must be a port from 1024 to 65535, got {text!r}")
     return int(text)

@@ -26,8 +26,8 @@ from mlx_tasks.files import write_json
 from mlx_tasks.monitoring.window import read_window
 from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.registry.names import CHAMPION, SERVING
-from mlx_tasks.stack import supervisor
 from mlx_tasks.stack.api import AirflowApi
+from mlx_tasks.stack.demo import bring_up
 from mlx_tasks.stack.layout import Layout, is_free
 
 OPTIMIZE, MONITOR, DEPLOY = "optimize_diffusion", "monitor_quality", "deploy_champion"
@@ -118,9 +118,8 @@ def loop(root: Path, model: str, damage: str) -> int:
     Raises: DataError without a champion; UnavailableError where something does not come about.
     """
     layout = Layout.of(root)
-    if not supervisor.running(layout):
-        raise DataError("no stack is up: `make demo` makes a champion and leaves the stack up")
-    registry, api = Registry(layout.mlflow_url), AirflowApi(layout)
+    api = bring_up(layout, lambda text: print(f"loop: {text}", flush=True))
+    registry = Registry(layout.mlflow_url)
     champion = registry.by_alias(model, CHAMPION)
     if champion is None:
         raise DataError(f"{model} has no champion yet: `make demo` makes one, if its gate lets it through")
@@ -271,7 +270,7 @@ def _started(api: AirflowApi, dag_id: str, since: float) -> str | None:
     """The run that an asset started after a moment (Unix time)."""
     from datetime import datetime
 
-    for run in api.runs(dag_id):
+    for run in api.runs(dag_id, newest=100):
         queued = datetime.fromisoformat(run["queued_at"] or run["run_after"]).timestamp()
         if run["run_type"] == "asset_triggered" and queued >= since:
             return run["dag_run_id"]
@@ -285,8 +284,10 @@ def _ended(api: AirflowApi, dag_id: str, run_id: str) -> str | None:
 
 def _last_state(api: AirflowApi, dag_id: str) -> str | None:
     """How the newest run ended, once none is under way."""
-    runs = api.runs(dag_id)
-    return runs[0]["state"] if runs and all(run["state"] in ("success", "failed") for run in runs) else None
+    if api.runs(dag_id, states=("running", "queued")):
+        return None
+    newest = api.runs(dag_id, newest=1)
+    return newest[0]["state"] if newest else None
 
 
 def _told_by_deployment(api: AirflowApi, since: float, url: str) -> str:

@@ -6,9 +6,10 @@ import base64
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
-from mlx_tasks.files import atomic_write_text
+from mlx_tasks.stack.layout import private_folder
 
 USER = "admin"
 
@@ -34,14 +35,27 @@ def load_secrets(state: Path) -> dict[str, str]:
     if set(values) <= set(kept):
         return kept
     values |= kept
-    atomic_write_text(path, json.dumps(values))
-    os.chmod(path, 0o600)
+    private_folder(state)
+    _write_private(path, json.dumps(values))
     return values
 
 
 def write_passwords(airflow_home: Path, password: str) -> Path:
     """The file Airflow's simple auth manager reads its one user's password from."""
-    path = airflow_home / "simple_auth_manager_passwords.json"
-    atomic_write_text(path, json.dumps({USER: password}))
-    os.chmod(path, 0o600)
+    path = private_folder(airflow_home) / "simple_auth_manager_passwords.json"
+    _write_private(path, json.dumps({USER: password}))
     return path
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file, which is its owner's alone (0600) from the first byte."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -67,6 +67,8 @@ def environment(layout: Layout) -> dict[str, str]:
         "API_AUTH__JWT_SECRET": secrets["jwt_secret"],
         "API_AUTH__JWT_EXPIRATION_TIME": 7 * 24 * 3600,
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,
+        # A scheduler that was killed leaves tasks behind; the default looks for them every five minutes.
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 15,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 30,
         # A task outlives an API server that restarts; the default gives it under a minute.
         "WORKERS__MAX_FAILED_HEARTBEATS": 120,
