@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     CHECKPOINT = 14
     UNAVAILABLE = 15
     BUSY = 16
+    TIMED_OUT = 17
 
 
 RETRYABLE = frozenset(
@@ -81,6 +82,12 @@ class InterruptedStageError(StageError):
     """The stage was told to stop, or whoever started it is gone; it goes on from its checkpoint."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class TimeLimitError(InterruptedStageError):
+    """The stage took longer than its limit; only a person knows whether it hung or needs more (time_limits.py)."""
+
+    exit_code = ExitCode.TIMED_OUT
 
 
 class UnavailableError(StageError):

@@ -20,13 +20,14 @@ from urllib.parse import quote
 
 from airflow.sdk import Asset, BaseOperator, BaseOperatorLink
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from mlx_tasks.assets import CHAMPION, in_order
 from mlx_tasks.catalog import dvc_target
 from mlx_tasks.errors import RETRYABLE, ExitCode
 from mlx_tasks.events import EVENTS_VARIABLE, parse_event
 from mlx_tasks.supervision import PARENT_VARIABLE, identity
+from mlx_tasks.time_limits import VARIABLE, task_timeout
 
 RESULT_KEY = "result"
 """XCom key of what a task hands on: a small dict. A stage's holds its dvc.lock entry, from which later tasks fetch."""
@@ -83,7 +84,8 @@ class ProcessOperator(BaseOperator):
     def call(self, context: Any, command: str, spec: dict[str, Any]) -> dict[str, Any]:
         """Run the command to its end, its lines in this task's log; the result that it told.
 
-        Raises: AirflowFailException for an end that a retry cannot mend, AirflowException for one that it can.
+        Raises: AirflowFailException for an end that a retry cannot mend, AirflowException for one that it can. A task
+            that takes longer than its `execution_timeout` is of the first kind: what hung once would hang again.
         """
         result: dict[str, Any] = {}
         self._process = subprocess.Popen(
@@ -111,6 +113,11 @@ class ProcessOperator(BaseOperator):
                 elif event["event"] == "result":
                     result = {key: value for key, value in event.items() if key != "event"}
             code = self._process.wait()
+        except AirflowTaskTimeout:
+            self.on_kill()  # the stage has the time to say so and to keep its checkpoint
+            hours = self.execution_timeout.total_seconds() / 3600 if self.execution_timeout else 0.0
+            words = f"took longer than {hours:g} h, with all that it waited for ({VARIABLE}); its checkpoint is kept"
+            raise AirflowFailException(f"TIMED_OUT (exit code {ExitCode.TIMED_OUT:d}): {words}") from None
         finally:
             self._end_group()
         if code:
@@ -189,6 +196,7 @@ class StageOperator(ProcessOperator):
         fan_out: str = "",
         **kwargs: Any,
     ) -> None:
+        kwargs["execution_timeout"] = task_timeout(stage)  # not the default of other tasks
         super().__init__(**kwargs)
         self.stage = stage
         self.arguments = arguments or {}

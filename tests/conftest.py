@@ -26,7 +26,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hardware.prepare()
 
 
-LONGEST = ("test_end_to_end", "test_fleet", "test_distributed_training", "test_deploy", "test_rl_stage")
+LONGEST = (
+    "test_end_to_end",
+    "test_stack_alive",
+    "test_fleet",
+    "test_distributed_training",
+    "test_deploy",
+    "test_rl_stage",
+)
 
 
 @pytest.fixture(scope="session")

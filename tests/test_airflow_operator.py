@@ -211,6 +211,27 @@ def test_a_killed_task_takes_everything_along_within_airflows_five_seconds(runne
     assert record["exit_code"] == ExitCode.INTERRUPTED  # it had the time to say so
 
 
+def test_a_task_over_its_time_takes_everything_along_and_is_not_tried_again(runner, operators, tmp_path):
+    from airflow.sdk.execution_time.timeout import TimeoutPosix
+
+    runner.run(runner.opened)
+    started = tmp_path / "started"
+    behave(runner.env, validate={"fails": 99, "kind": "hang", "started": str(started)})
+    validate = runner.stage("validate", runner.opened, stage="validate")
+    assert validate.execution_timeout == operators.task_timeout("validate")
+
+    def expire() -> None:
+        while not (started.exists() and started.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    threading.Thread(target=expire).start()
+    with pytest.raises(operators.AirflowFailException, match=r"TIMED_OUT.*ADO_LIMIT_HOURS.*checkpoint is kept"):
+        with TimeoutPosix(600):
+            runner.run(validate)
+    assert gone(int(started.read_text()))
+
+
 def test_a_task_that_vanishes_leaves_no_stage_behind(runner, tmp_path):
     runner.run(runner.opened)
     started = tmp_path / "started"

@@ -21,6 +21,7 @@ from mlx_tasks.progress import Progress
 from mlx_tasks.stages.context import StageContext
 from mlx_tasks.stages.record import StageRecord
 from mlx_tasks.supervision import ParentWatch
+from mlx_tasks.time_limits import within
 from mlx_tasks.tracking.mlflow_tracker import MlflowTracker, open_tracker
 from mlx_tasks.tracking.rest import run_url
 
@@ -65,6 +66,7 @@ def _run(stage: Stage, root: Path, target: str, arguments: dict[str, int], recor
         if isinstance(tracker, MlflowTracker) and tracker.run_id is not None:
             record.tracked(tracker.run_id, run_url(tracker.uri, tracker.experiment_id, tracker.run_id))
         context = StageContext(target, config.for_stage(stage.name), root, hardware.detect(), tracker, progress)
+        stack.enter_context(within(stage.name, record.end))
         try:
             importlib.import_module(stage.module).run(context, **arguments)
         except GateRefused as refusal:
