@@ -1,5 +1,6 @@
 """Facts about deployments: a canary refuses what draws otherwise, a swap can be taken back, and the DAG says why."""
 
+import json
 import shutil
 import uuid
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from serving_world import Server, bundle_with_reference
 
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError, UnavailableError
+from mlx_tasks.models.digests import write_digests
 from mlx_tasks.registry.mlflow_registry import DIGEST_TAG, Registry
 from mlx_tasks.registry.names import CHAMPION, SERVING
 from mlx_tasks.serving import deploy
@@ -37,6 +39,7 @@ def test_a_canary_passes_what_was_registered_and_refuses_what_draws_otherwise(fi
     shutil.copytree(first, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "reference")
     shutil.copytree(second / "reference", tmp_path / "mixed" / "reference")
+    write_digests(tmp_path / "mixed")
     refused = deploy.canary(tmp_path / "mixed", images=60)
     assert not refused.passed and any("drift: " in reason for reason in refused.reasons)
 
@@ -152,8 +155,6 @@ def test_a_server_follows_the_alias_and_outlives_the_registry(two_versions, trac
 @pytest.mark.e2e
 def test_a_version_whose_artifacts_were_changed_does_not_serve(two_versions, tracked, tmp_path):
     """Its files and their digests were changed together, which only the registered digest can tell."""
-    from mlx_tasks.models.folder import write_digests
-
     registry, name = two_versions
     deploy.swap(registry, name, "1", "run-1")
     running = Server("--model", f"{name}@serving", "--store", str(tmp_path / "store"))
@@ -166,8 +167,9 @@ def test_a_version_whose_artifacts_were_changed_does_not_serve(two_versions, tra
             if changed.model_id in path.as_posix()
         ]
         sampler = folder / "sampler.json"
-        sampler.write_text(sampler.read_text().replace('"ddim"', '"dpmpp_2m"'))
-        write_digests(folder, exclude=frozenset({"lineage.json"}))
+        told = json.loads(sampler.read_text())
+        sampler.write_text(json.dumps(told | {"class_names": told["class_names"][::-1]}))
+        write_digests(folder)
         deploy.swap(registry, name, "2", "run-2")
         with pytest.raises(DataError, match="its artifacts were changed"):
             deploy.verify(registry, name)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.models import folder as folder_module
-from mlx_tasks.models.folder import CONFIG, DIGESTS, WEIGHTS, load_unet, save_unet
+from mlx_tasks.models.digests import DIGESTS
+from mlx_tasks.models.folder import CONFIG, WEIGHTS, load_unet, save_unet
 from mlx_tasks.models.unet2d import UNet2DConfig, UNet2DModel
 
 CONFIG_VALUES = {

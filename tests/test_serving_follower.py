@@ -13,7 +13,7 @@ from serving_world import bundle_with_reference
 
 from mlx_tasks.errors import DataError, UnavailableError
 from mlx_tasks.models.bundle import read_bundle, write_bundle
-from mlx_tasks.models.folder import write_digests
+from mlx_tasks.models.digests import write_digests
 from mlx_tasks.registry.draw import draw
 from mlx_tasks.serving.engine import Job, Plan
 from mlx_tasks.serving.follower import Follower, load
@@ -141,6 +141,7 @@ def broken_weights(folder):
     shutil.move(folder / "reference", reference)
     write_bundle(folder, bundle.model, bundle.schedule, bundle.sampler)
     shutil.move(reference, folder / "reference")
+    write_digests(folder)
 
 
 def huge_weights(folder):
@@ -170,13 +171,13 @@ def not_finite(folder):
     weights = load_file(path)
     weights["conv_out.bias"][:] = np.nan
     save_file(weights, path, metadata={"format": "pt"})
-    write_digests(folder, exclude=frozenset({"lineage.json"}))
+    write_digests(folder)
 
 
 def pickled(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_suffix(".bin"))
-    write_digests(folder, exclude=frozenset({"lineage.json"}))
+    write_digests(folder)
 
 
 def leaves_its_folder(folder):

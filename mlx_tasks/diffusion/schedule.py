@@ -5,6 +5,7 @@ x_t = alpha * x0 + std * eps,  alpha = sqrt(alpha_bar),  std = sqrt(1 - alpha_ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,9 @@ from mlx_tasks.diffusion.betas import (
 from mlx_tasks.errors import DataError
 
 PredictionType = Literal["v_prediction", "epsilon", "sample"]
+
+MOST_TIMESTEPS = 100_000
+"""diffusers' models have 1000; tables of more are built in moments up to here."""
 
 _UNSUPPORTED = {
     "use_flow_sigmas": False,
@@ -53,8 +57,13 @@ class NoiseSchedule:
     trained_betas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_train_timesteps < 2:
-            raise DataError(f"num_train_timesteps must be at least 2, got {self.num_train_timesteps}")
+        total = self.num_train_timesteps
+        if isinstance(total, bool) or not isinstance(total, int) or not 2 <= total <= MOST_TIMESTEPS:
+            raise DataError(f"num_train_timesteps must be a whole number from 2 to {MOST_TIMESTEPS}, got {total!r:.80}")
+        for name in ("beta_start", "beta_end"):
+            _number(name, getattr(self, name))
+        if not isinstance(self.rescale_betas_zero_snr, bool):
+            raise DataError(f"rescale_betas_zero_snr must be true or false, got {self.rescale_betas_zero_snr!r:.80}")
         _choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         _choice("prediction_type", self.prediction_type, get_args(PredictionType))
         if self.trained_betas is not None:
@@ -68,6 +77,10 @@ class NoiseSchedule:
             )
 
     def _check_trained_betas(self, values: Sequence[float]) -> None:
+        if not isinstance(values, list | tuple):
+            raise DataError(f"trained_betas must be a list of numbers, got {values!r:.80}")
+        for beta in values:
+            _number("each of trained_betas", beta)
         object.__setattr__(self, "trained_betas", tuple(float(beta) for beta in values))
         if len(values) != self.num_train_timesteps:
             raise DataError(f"trained_betas must hold {self.num_train_timesteps} numbers, got {len(values)}")
@@ -106,20 +119,20 @@ class NoiseSchedule:
             value = scheduler_config.get(key, neutral)
             if value != neutral:
                 raise DataError(f"scheduler_config {key}={value!r:.80} is not supported: only {neutral!r} is")
-        try:
-            return cls(
-                num_train_timesteps=int(scheduler_config.get("num_train_timesteps", 1000)),
-                beta_schedule=scheduler_config.get("beta_schedule", "linear"),
-                beta_start=float(scheduler_config.get("beta_start", 0.0001)),
-                beta_end=float(scheduler_config.get("beta_end", 0.02)),
-                prediction_type=scheduler_config.get("prediction_type", "epsilon"),
-                rescale_betas_zero_snr=bool(scheduler_config.get("rescale_betas_zero_snr", False)),
-                trained_betas=scheduler_config.get("trained_betas"),
+        schedule = cls(
+            num_train_timesteps=scheduler_config.get("num_train_timesteps", 1000),
+            beta_schedule=scheduler_config.get("beta_schedule", "linear"),
+            beta_start=scheduler_config.get("beta_start", 0.0001),
+            beta_end=scheduler_config.get("beta_end", 0.02),
+            prediction_type=scheduler_config.get("prediction_type", "epsilon"),
+            rescale_betas_zero_snr=scheduler_config.get("rescale_betas_zero_snr", False),
+            trained_betas=scheduler_config.get("trained_betas"),
+        )
+        if not schedule.alpha_bar[-1] > 0.0 or not np.all(np.isfinite(schedule.alpha_bar)):
+            raise DataError(
+                "scheduler_config's betas leave nothing of the image at the last timestep (alpha_bar 0): lower beta_end"
             )
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"scheduler_config holds a value that is no number: {error}") from None
+        return schedule
 
     def to_config(self) -> dict[str, Any]:
         """scheduler_config.json for diffusers' DDIMScheduler, set to sample as our `ddim` on `uniform_grid` does."""
@@ -227,6 +240,11 @@ class NoiseSchedule:
         return np.log(self.sigmas)
 
 
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{name} must be a finite number, got {value!r:.80}")
+
+
 def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise DataError(f"{key} {value!r} is not supported: use one of {', '.join(cast(Any, allowed))}")
+        raise DataError(f"{key} {value!r:.80} is not supported: use one of {', '.join(cast(Any, allowed))}")

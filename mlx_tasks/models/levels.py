@@ -9,11 +9,13 @@ from typing import Any
 
 from mlx_tasks.diffusion.schedule import NoiseSchedule
 from mlx_tasks.errors import DataError
+from mlx_tasks.models.limits import check_most, whole
 from mlx_tasks.samplers.grids import Grid, grid_from_timesteps
 from mlx_tasks.samplers.learned import LearnedSteps
 from mlx_tasks.samplers.solvers import SOLVERS
 
 NAMES = ("fast", "balanced", "best")
+_KEYS = {"solver", "timesteps", "learned", "frechet_distance"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,18 @@ class Level:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timesteps", tuple(self.timesteps))
-        if self.solver not in SOLVERS or (self.solver == "learned") != (self.learned is not None):
-            raise DataError(f"a level's solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if (
+            not isinstance(self.solver, str)
+            or self.solver not in SOLVERS
+            or (self.solver == "learned") != (self.learned is not None)
+        ):
+            raise DataError(f"a level's solver must be one of {', '.join(SOLVERS)}, got {self.solver!r:.80}")
         check_timesteps(self.timesteps)
         if self.learned is not None and self.learned.num_steps != len(self.timesteps):
             raise DataError(f"a level has {self.learned.num_steps} learned steps, timesteps {len(self.timesteps)}")
+        distance = self.frechet_distance
+        if distance is not None and (isinstance(distance, bool) or not isinstance(distance, int | float)):
+            raise DataError(f"a level's frechet_distance must be a number or null, got {distance!r:.80}")
 
     def steps(self, schedule: NoiseSchedule) -> Grid | LearnedSteps:
         """As a sampler takes them."""
@@ -62,9 +71,9 @@ class Level:
 
 def check_timesteps(steps: tuple[int, ...], name: str = "timesteps") -> None:
     """Raises: DataError unless they are whole, not negative and strictly falling."""
-    whole = all(isinstance(t, int) and t >= 0 for t in steps)
-    if not steps or not whole or any(b >= a for a, b in pairwise(steps)):
-        raise DataError(f"{name} must be whole, not negative and strictly falling, got {list(steps)}")
+    check_most(f"the length of {name}", len(steps), "timesteps")
+    if not steps or not all(whole(t, 0) for t in steps) or any(b >= a for a, b in pairwise(steps)):
+        raise DataError(f"{name} must be whole, not negative and strictly falling, got {list(steps)!s:.200}")
 
 
 def read_levels(values: Any) -> dict[str, Level]:
@@ -75,6 +84,8 @@ def read_levels(values: Any) -> dict[str, Level]:
     for name, one in values.items():
         try:
             learned = None if one.get("learned") is None else LearnedSteps.from_dict(one["learned"])
+            if set(one) - _KEYS:
+                raise DataError(f"level {name!r} may hold {', '.join(sorted(_KEYS))} only, got {', '.join(one):.80}")
             levels[name] = Level(one["solver"], tuple(one["timesteps"]), learned, one.get("frechet_distance"))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"level {name!r} must hold solver, timesteps and learned: {error}") from None

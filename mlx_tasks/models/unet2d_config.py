@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mlx_tasks.config_training import Model
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.activations import ACTIVATIONS
+from mlx_tasks.models.limits import check_most, whole
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
@@ -82,7 +84,7 @@ class UNet2DConfig:
         """
         name = values.get("_class_name", "UNet2DModel")
         if name != "UNet2DModel":
-            raise DataError(f"_class_name must be UNet2DModel, got {name!r}: this folder holds another network")
+            raise DataError(f"_class_name must be UNet2DModel, got {name!r:.80}: this folder holds another network")
         known = {field.name for field in fields(cls)}
         given = {key: value for key, value in values.items() if not key.startswith("_")}
         unknown = sorted(set(given) - known)
@@ -156,37 +158,39 @@ def block_kind(name: str) -> str:
 
 
 def _refuse(config: UNet2DConfig, key: str, rule: str) -> None:
-    raise DataError(f"{key} must be {rule}, got {getattr(config, key)!r}")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    raise DataError(f"{key} must be {rule}, got {getattr(config, key)!r:.200}")
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_types(config: UNet2DConfig) -> None:
-    """Each value alone: a known choice, or a number in range."""
+    """Each value alone: a known choice, or a number in range and below its ceiling."""
     for key in _LISTS:
         if not isinstance(getattr(config, key), tuple) or not getattr(config, key):
             _refuse(config, key, "a list with one entry a level")
+        check_most(f"the length of {key}", len(getattr(config, key)), "levels")
     for key, choices in _CHOICES.items():
-        if getattr(config, key) not in choices or isinstance(getattr(config, key), bool):
+        if getattr(config, key) not in choices or type(getattr(config, key)) not in map(type, choices):
             _refuse(config, key, "one of " + ", ".join(repr(choice) for choice in choices))
     for key in _WHOLE:
-        if not _whole(getattr(config, key)):
+        if not whole(getattr(config, key)):
             _refuse(config, key, "a whole number of at least 1")
+        check_most(key, getattr(config, key))
     for key in _WHOLE_OR_NONE:
-        if getattr(config, key) is not None and not _whole(getattr(config, key)):
-            _refuse(config, key, "a whole number of at least 1, or null")
+        if getattr(config, key) is not None:
+            if not whole(getattr(config, key)):
+                _refuse(config, key, "a whole number of at least 1, or null")
+            check_most(key, getattr(config, key))
     for key in _SWITCHES:
         if not isinstance(getattr(config, key), bool):
             _refuse(config, key, "true or false")
     size = config.sample_size
-    if not (size is None or _whole(size) or (isinstance(size, tuple) and len(size) == 2 and all(map(_whole, size)))):
+    if not (size is None or whole(size) or (isinstance(size, tuple) and len(size) == 2 and all(map(whole, size)))):
         _refuse(config, "sample_size", "a whole number, a pair of them, or null")
+    for side in size if isinstance(size, tuple) else (size,):
+        check_most("sample_size", side or 0)
     if not isinstance(config.act_fn, str) or config.act_fn.lower() not in ACTIVATIONS:
         _refuse(config, "act_fn", "one of " + ", ".join(ACTIVATIONS))
     if not _number(config.dropout) or not 0 <= config.dropout < 1:
@@ -195,15 +199,18 @@ def _check_types(config: UNet2DConfig) -> None:
         _refuse(config, "norm_eps", "above 0")
     if not _number(config.mid_block_scale_factor) or config.mid_block_scale_factor == 0:
         _refuse(config, "mid_block_scale_factor", "a number other than 0")
-    if not _number(config.freq_shift) or config.freq_shift >= config.block_out_channels[0] // 2:
-        _refuse(config, "freq_shift", "below half of the first level's channels")
+    if not _number(config.freq_shift):
+        _refuse(config, "freq_shift", "a number")
 
 
 def _check_levels(config: UNet2DConfig) -> None:
     """The lists agree, and the image can be halved as often as there are levels below the first."""
     for channels in config.block_out_channels:
-        if not _whole(channels):
+        if not whole(channels):
             _refuse(config, "block_out_channels", "whole numbers of at least 1")
+        check_most("block_out_channels", channels)
+    if config.freq_shift >= config.block_out_channels[0] // 2:
+        _refuse(config, "freq_shift", "below half of the first level's channels")
     levels = len(config.block_out_channels)
     for key, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         names = getattr(config, key)
@@ -211,7 +218,7 @@ def _check_levels(config: UNet2DConfig) -> None:
             _refuse(config, key, f"a list of {levels} entries, one for each of block_out_channels")
         for name in names:
             if not isinstance(name, str) or block_kind(name) not in kinds:
-                raise DataError(f"{key} must hold only {' and '.join(kinds)}, got {name!r}")
+                raise DataError(f"{key} must hold only {' and '.join(kinds)}, got {name!r:.80}")
     sides = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,)
     for side in sides:
         if side is not None and side % config.stride:

@@ -15,10 +15,16 @@ import numpy as np
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import read_json
+from mlx_tasks.models.json_file import read_mapping
+from mlx_tasks.models.limits import check_memory, weights_bytes, whole
+from mlx_tasks.models.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from mlx_tasks.data.loader import ImageSet
     from mlx_tasks.metrics.image_text import ImageTextModel
+
+MOST_SIZE = 8192
+"""Of each of an image-text model's sizes."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,12 @@ def read_class_captions(folder: Path) -> ClassCaptions | None:
 
     if not folder.is_dir():
         return None
-    model = load_image_text(folder)
-    captions = read_json(folder / "model.json").get("captions")
+    told = read_mapping(folder / "model.json")
+    captions, sizes = told.get("captions"), told.get("config")
     if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
         raise DataError(f"{folder}/model.json names no captions: register the bundle again")
-    return ClassCaptions(model, tuple(captions))
+    if not isinstance(sizes, dict) or not all(whole(size) and size <= MOST_SIZE for size in sizes.values()):
+        raise DataError(f"{folder}/model.json must hold sizes from 1 to {MOST_SIZE} as config, got {sizes!r:.120}")
+    count = sum(one.size for one in read_header(folder / "model.safetensors").values())
+    check_memory(weights_bytes(count), f"the image-text model of {folder}")
+    return ClassCaptions(load_image_text(folder), tuple(captions))

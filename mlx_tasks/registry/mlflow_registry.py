@@ -26,6 +26,8 @@ KEY_TAG = "mlx_tasks.key"
 SCORES_TAG = "mlx_tasks.scores"
 CONDITIONS_TAG = "mlx_tasks.conditions"
 DIGEST_TAG = "mlx_tasks.bundle_digest"
+CONTENT_TAG = "mlx_tasks.content_digest"
+"""Over every file of the bundle; DIGEST_TAG over those that make its images."""
 PAGE = 1000
 """Versions asked for at once; there may be more pages."""
 
@@ -181,7 +183,10 @@ class Registry:
             raise
 
     def download(self, version: Version, folder: Path) -> Path:
-        """The version's bundle, brought to a folder under `folder`.  Raises: DataError where it holds none."""
+        """The version's bundle, brought to a folder under `folder`.
+
+        Raises: DataError where it holds none, or another than was registered.
+        """
         if version.model_id is None:
             raise DataError(f"{version.uri} names no logged model: was it registered by this chain?")
         info = self._rest.call("GET", f"logged-models/{version.model_id}", {})["model"]["info"]
@@ -191,6 +196,7 @@ class Registry:
             raise DataError(
                 f"{version.uri} holds {len(bundles)} bundles, expected one: was it registered by this chain?"
             )
+        check_registered(version, bundles[0])
         return bundles[0]
 
     def logged_models(self, run_id: str, key: str | None = None) -> list[str]:
@@ -272,6 +278,20 @@ class Registry:
             if "API request to" in text or error.error_code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR"):
                 raise UnavailableError(f"MLflow at {self.uri} does not answer: {text:.300}") from error
             raise
+
+
+def check_registered(version: Version, folder: Path) -> None:
+    """Raises: DataError unless a folder's files are those of its digests, and these are the registered ones."""
+    from mlx_tasks.models.digests import bundle_digest, check_digests, content_digest
+
+    check_digests(folder)
+    for tag, found in ((DIGEST_TAG, bundle_digest(folder)), (CONTENT_TAG, content_digest(folder))):
+        told = version.tags.get(tag, "")
+        if told and found != told:
+            raise DataError(
+                f"{version.uri} was registered with {tag.rpartition('.')[2]} {told[:12]}, what came has "
+                f"{found[:12] or 'none'}: its artifacts were changed"
+            )
 
 
 def requirements() -> list[str]:

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_tasks.errors import DataError
-from mlx_tasks.files import atomic_write_bytes, read_json, write_json
+from mlx_tasks.files import atomic_write_bytes, write_json
 from mlx_tasks.metrics.frechet import frechet_distance
 from mlx_tasks.metrics.scalars import IMAGE_TEXT, picture_numbers
+from mlx_tasks.models.digests import write_digests_beside
+from mlx_tasks.models.json_file import read_mapping
+from mlx_tasks.models.limits import check_memory, whole
+from mlx_tasks.models.safetensors_header import Entry, read_header
 from mlx_tasks.registry.class_captions import ClassCaptions, read_class_captions, write_class_captions
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 FOLDER = "reference"
 CAPTIONS = "image_text"
+SCALAR = "scalar."
+MOST_DIMENSION = 65_536
 REFERENCE_SEED = 1_000_003
 """Of the reference images' noise; served and scored images come from other seeds."""
 
@@ -116,7 +122,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
         "generated": reference.generated.astype(np.float32),
         "held_out": reference.held_out.astype(np.float32),
         "generated_labels": reference.labels.astype(np.int32),
-        **{f"scalar.{name}": values.astype(np.float32) for name, values in reference.scalars.items()},
+        **{f"{SCALAR}{name}": values.astype(np.float32) for name, values in reference.scalars.items()},
     }
     atomic_write_bytes(folder / FOLDER / "features.safetensors", save(arrays))
     if reference.captions is not None:
@@ -132,16 +138,26 @@ def write_reference(folder: Path, reference: Reference) -> None:
         "frechet_distance": reference.frechet_distance,
     }
     write_json(folder / FOLDER / "reference.json", description)
+    write_digests_beside(folder)
 
 
 def read_reference(folder: Path) -> Reference:
-    """The reference of a bundle's folder.  Raises: DataError where it has none or one that cannot be read."""
-    from safetensors import SafetensorError
+    """The reference of a bundle's folder.
+
+    Raises: DataError where it has none, one that cannot be read, or one whose parts do not fit each other.
+    """
     from safetensors.numpy import load_file
 
+    place = folder / FOLDER
     try:
-        described: dict[str, Any] = read_json(folder / FOLDER / "reference.json")
-        arrays = load_file(folder / FOLDER / "features.safetensors")
+        described = read_mapping(place / "reference.json")
+        header = read_header(place / "features.safetensors")
+        _check(described, header)
+        check_memory(3 * 8 * sum(one.size for one in header.values()), f"{place / 'features.safetensors'}")
+        arrays = load_file(place / "features.safetensors")
+        broken = [name for name, values in arrays.items() if not np.isfinite(values).all()]
+        if broken:
+            raise DataError(f"it has values that are not finite in {', '.join(broken):.200}")
         return Reference(
             arrays["generated"].astype(np.float64),
             arrays["held_out"].astype(np.float64),
@@ -151,14 +167,40 @@ def read_reference(folder: Path) -> Reference:
             described["dimension"],
             described["frechet_distance"],
             {
-                name.removeprefix("scalar."): values.astype(np.float64)
+                name.removeprefix(SCALAR): values.astype(np.float64)
                 for name, values in arrays.items()
-                if name.startswith("scalar.")
+                if name.startswith(SCALAR)
             },
-            read_class_captions(folder / FOLDER / CAPTIONS),
+            read_class_captions(place / CAPTIONS),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} has no readable reference ({error}): use a bundle that `register` wrote") from None
+
+
+def _check(described: dict[str, Any], header: dict[str, Entry]) -> None:
+    """Raises: DataError where description and arrays are not those of one reference."""
+    for name, least in (("channels", 1), ("dimension", 1), ("feature_seed", 0)):
+        if not whole(described.get(name), least):
+            raise DataError(f"{name} must be a whole number of at least {least}, got {described.get(name)!r:.80}")
+    distance = described.get("frechet_distance")
+    if isinstance(distance, bool) or not isinstance(distance, int | float):
+        raise DataError(f"frechet_distance must be a number, got {distance!r:.80}")
+    rows = {name: one.shape for name, one in header.items()}
+    generated, held_out = rows.pop("generated", ()), rows.pop("held_out", ())
+    width = generated[1] if len(generated) == 2 else 0
+    if not (width and held_out[1:] == (width,) and width <= described["dimension"] <= MOST_DIMENSION):
+        raise DataError(
+            f"features must be (N, D) and (M, D) with D up to {MOST_DIMENSION}, got {generated}, {held_out}"
+        )
+    if header.get("generated_labels", Entry("", ())).dtype != "I32":
+        raise DataError("generated_labels must be I32")
+    other = [f"{n} {shape}" for n, shape in rows.items() if shape != generated[:1] or not _known(n)]
+    if other:
+        raise DataError(f"labels and scalars must be one a drawn image ({generated[0]}), got {', '.join(other):.200}")
+
+
+def _known(name: str) -> bool:
+    return name == "generated_labels" or name.startswith(SCALAR)
 
 
 def numbers_of(images: np.ndarray, labels: np.ndarray, captions: ClassCaptions | None) -> dict[str, np.ndarray]:

@@ -159,8 +159,7 @@ class RegistrySource:
         return self._registry
 
     def _fetch(self, version: Version) -> Served:
-        from mlx_tasks.models.bundle import bundle_digest
-        from mlx_tasks.models.folder import check_digests
+        from mlx_tasks.models.digests import bundle_digest, check_digests
         from mlx_tasks.registry.mlflow_registry import DIGEST_TAG
 
         place = self._store / self.name / version.version

@@ -13,13 +13,14 @@ from mlx_tasks.comparison.earlier import write_comparison
 from mlx_tasks.data.loader import load_split
 from mlx_tasks.errors import GateRefused
 from mlx_tasks.files import atomic_write_text, read_json, write_json
-from mlx_tasks.models.bundle import Bundle, bundle_digest, write_bundle
+from mlx_tasks.models.bundle import Bundle, bundle_digest, content_digest, write_bundle
+from mlx_tasks.models.digests import write_digests_beside
 from mlx_tasks.registry import lineage
 from mlx_tasks.registry.champion import champion_scores, rescore
 from mlx_tasks.registry.class_captions import of_run
 from mlx_tasks.registry.gate import Champion, Verdict, judge
 from mlx_tasks.registry.levels import with_levels
-from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
+from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, CONTENT_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
 from mlx_tasks.registry.model_card import model_card
 from mlx_tasks.registry.model_name import with_model_name
 from mlx_tasks.registry.names import CHALLENGER, CHAMPION
@@ -71,7 +72,7 @@ def run(context: StageContext) -> None:
             key,
             folder,
             str(context.tracker.run_id),
-            _tags(winner, told, verdict, bundle_digest(folder)) | data.tags,
+            _tags(winner, told, verdict, folder) | data.tags,
         )
         before = registry.by_alias(version.name, CHAMPION)
         registry.set_alias(version.name, CHALLENGER, version.version)
@@ -144,7 +145,7 @@ def _key(digest: str, folder: Path, run: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict, digest: str) -> dict[str, str]:
+def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict, folder: Path) -> dict[str, str]:
     metrics = winner.row["metrics"]
     return {
         "mlx_tasks.candidate": winner.name,
@@ -154,7 +155,8 @@ def _tags(winner: Winner, told: dict[str, Any], verdict: Verdict, digest: str) -
         "mlx_tasks.params_digest": told["params_digest"],
         "mlx_tasks.run": told["run"] or "",
         "mlx_tasks.gate": "passed" if verdict.passed else "; ".join(verdict.reasons)[:4000],
-        DIGEST_TAG: digest,
+        DIGEST_TAG: bundle_digest(folder),
+        CONTENT_TAG: content_digest(folder),
         SCORES_TAG: json.dumps(metrics),
         CONDITIONS_TAG: json.dumps(winner.conditions),
     }
@@ -174,6 +176,7 @@ def _write_card(context: StageContext, winner: Winner, bundle: Bundle, told: dic
     )
     atomic_write_text(context.work / "registered" / "model_card.md", text)
     atomic_write_text(context.work / "registered" / "bundle" / "README.md", text)
+    write_digests_beside(context.work / "registered" / "bundle")
 
 
 def _tell(
