@@ -6,7 +6,6 @@ preset's value. Imports neither Airflow nor MLX.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
 from mlx_tasks.params import load_config
+from mlx_tasks.values import kinds_of, schema_of, split_setting, typed
 
 KEEP = "preset"
 """What `promotion` says to keep the preset's value: a switch has no third position."""
@@ -136,6 +136,16 @@ def resolve(root: Path, form: dict[str, Any]) -> Config:
     return load_config(root, form.get("preset") or None, overrides(form))
 
 
+def form_of(root: Path, settings: list[str]) -> dict[str, Any]:
+    """The form that `FIELD=VALUE` texts fill in.  Raises: DataError for a text that its field does not take."""
+    schemas = {field.name: field.schema for field in fields(root)}
+    filled = {}
+    for name, value in map(split_setting, settings):
+        text = "string" in kinds_of(schemas.get(name, {"type": "string"}))
+        filled[name] = value if text else typed(name, value, schemas[name])
+    return filled
+
+
 def overrides(form: dict[str, Any]) -> dict[str, Any]:
     """A filled-in form as dotted overrides; the advanced ones come last and win.  Raises: DataError."""
     known = ["preset", "overrides", "start_from", "begin_with", "alerts", "reason", *_KEYS]
@@ -188,7 +198,7 @@ def _slots(name: str, value: Any) -> list[int]:
 
 
 def _field(name: str, title: str, key: str, *, nullable: bool) -> Field:
-    schema = _schema_of(key)
+    schema = dict(schema_of(key) or {})
     description = schema.pop("description", "")
     schema.pop("default", None)
     schema.pop("title", None)
@@ -196,28 +206,3 @@ def _field(name: str, title: str, key: str, *, nullable: bool) -> Field:
         schema["type"] = [schema["type"], "null"]
         description += " Empty: the preset's value."
     return Field(name, title, key, description.strip(), None, schema)
-
-
-def _schema_of(key: str) -> dict[str, Any]:
-    """JSON schema of the value at a dotted key, with every reference put in place."""
-    tree = _config_schema()
-    node: dict[str, Any] = tree
-    for part in key.split("."):
-        node = _inlined(node, tree)["properties"][part]
-    return _inlined(node, tree)
-
-
-def _inlined(node: Any, tree: dict[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_inlined(item, tree) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        named = tree["$defs"][node["$ref"].rsplit("/", 1)[1]]
-        return _inlined({**named, **{k: v for k, v in node.items() if k != "$ref"}}, tree)
-    return {key: _inlined(value, tree) for key, value in node.items()}
-
-
-@functools.cache
-def _config_schema() -> dict[str, Any]:
-    return Config.model_json_schema(by_alias=True)

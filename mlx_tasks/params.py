@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
+from mlx_tasks.values import ParamsDumper, schema_of, split_setting, typed
 
 
 def load_config(root: Path, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -46,18 +47,16 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`train.steps=800` as a key and a YAML value.  Raises: DataError where there is no `=`."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise DataError(f"an override is written key=value, got {text!r}")
-    return key.strip(), yaml.safe_load(value)
+    """`train.steps=800` as a key and its value, read by what the key takes.  Raises: DataError."""
+    key, value = split_setting(text)
+    return key, typed(key, value, schema_of(key))
 
 
 def write_params(config: Config, path: Path) -> None:
     """Write the resolved tree as params.yaml (to a temporary name, then renamed)."""
     from mlx_tasks.files import atomic_write_text
 
-    atomic_write_text(path, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+    atomic_write_text(path, yaml.dump(config.dump(), Dumper=ParamsDumper, sort_keys=False, allow_unicode=True))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

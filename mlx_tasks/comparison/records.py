@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mlx_tasks.errors import DataError, StageError
+from mlx_tasks.values import schema_of, typed
 from mlx_tasks.workspace.paths import Places, run_slug
 
 SCORES, SUMMARY, GRIDS = "work/scores/scores.json", "work/dataset/summary.json", "work/scores/grids"
@@ -225,9 +226,17 @@ def mlflow_record(name: str, run_id: str, uri: str) -> RunRecord:
             read = _artifact_reader(uri, one["info"]["artifact_uri"])
             if read(SCORES) is not None:
                 record = make_record(name, f"MLflow run {one['info']['run_id']}", read)
-                params = {p["key"]: yaml.safe_load(p["value"]) for p in one["data"].get("params", [])}
+                params = {p["key"]: _param(p["key"], p["value"]) for p in one["data"].get("params", [])}
                 return replace(record, params=params)
     raise DataError(f"MLflow run {run_id!r} and its siblings logged no scores")
+
+
+def _param(key: str, text: str) -> Any:
+    """A logged param as params.yaml would have it; its text where the tree has no such key any more."""
+    try:
+        return typed(key, text, schema_of(key))
+    except DataError:
+        return text
 
 
 def _artifact_reader(uri: str, artifact_uri: str) -> Read:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mlx_tasks.params import parse_override
+from mlx_tasks.form import form_of
 
 
 def add_commands(commands: Any) -> None:
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from mlx_tasks.stack.demo import demo
 
-    conf = {"preset": arguments.preset, **dict(parse_override(text) for text in arguments.set)}
+    conf = {"preset": arguments.preset, **form_of(arguments.root, arguments.set)}
     return demo(arguments.root, conf, plain=arguments.plain)
 
 

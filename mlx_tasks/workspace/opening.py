@@ -170,7 +170,7 @@ def configure_dvc(places: Places, path: Path) -> None:
 def _check_params(config: Config) -> None:
     """Raises: DataError for a value that looks like a secret: the run's params are in its commit."""
     for key, value in _texts(config.dump()):
-        if found := next(secrets_in(f"{key.rpartition('.')[2]}: {value}".encode()), None):
+        if found := next(secrets_in(f"{key.rpartition('.')[2]}: {value}".encode("utf-8", "replace")), None):
             raise DataError(f"params must hold no secret, for a run keeps them in a commit: {key} is {found.kind}")
 
 
