@@ -111,7 +111,7 @@ class Ablation:
         log = path / ".run" / "ablation.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            command = [sys.executable, "-m", "dvc", "repro", target]
+            command = [sys.executable, "-m", "mlx_tasks.workspace.dvc_walk", "repro", target]
             done = subprocess.run(command, cwd=path, stdout=file, stderr=subprocess.STDOUT, env=environment)
         if done.returncode:
             raise UnavailableError(f"`dvc repro {target}` failed in {path} with {done.returncode}: see {log}")

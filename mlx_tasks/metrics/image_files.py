@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mlx_tasks.config import Data
+from mlx_tasks.data.children import Lost, in_children
 from mlx_tasks.data.decode import Rules
-from mlx_tasks.data.inspection import decode_candidate
+from mlx_tasks.data.inspection import bounds, decode_candidate
 from mlx_tasks.data.layout import read_layout
 from mlx_tasks.data.listing import Candidate
 from mlx_tasks.data.reasons import Refusal
@@ -79,24 +81,34 @@ class ImageFiles:
             yield np.stack(waiting)
 
     def _images(self) -> Iterator[np.ndarray]:
-        from PIL import Image
-
-        for candidate in self._candidates:
-            try:
-                if candidate.problem is not None:
-                    raise Refusal(*candidate.problem)
-                picture = decode_candidate(candidate, _RULES).image.convert("RGB")
-            except Refusal as refusal:
-                self.broken[candidate.path] = f"{refusal.reason}: {refusal.detail}"
-                if not self.skip_broken:
-                    raise DataError(
-                        f"{self.path / candidate.path} does not decode ({self.broken[candidate.path]}): remove it, or "
-                        "use --skip-broken"
-                    ) from None
+        look = partial(_pixels, resolution=self.resolution)
+        in_files = self.path.is_dir()  # a damaged one may take its decoder's process down
+        found = in_children(look, self._candidates, 1, bounds(_RULES)) if in_files else map(look, self._candidates)
+        for candidate, pixels in zip(self._candidates, found, strict=True):
+            if isinstance(pixels, np.ndarray):
+                yield pixels
                 continue
-            if self.resolution and picture.size != (self.resolution, self.resolution):
-                picture = picture.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
-            yield np.asarray(picture)
+            self.broken[candidate.path] = f"corrupt: {pixels.why}" if isinstance(pixels, Lost) else pixels
+            if not self.skip_broken:
+                raise DataError(
+                    f"{self.path / candidate.path} does not decode ({self.broken[candidate.path]}): remove it, or "
+                    "use --skip-broken"
+                )
+
+
+def _pixels(candidate: Candidate, resolution: int | None) -> np.ndarray | str:
+    """(H, W, 3) uint8, or why there is none."""
+    from PIL import Image
+
+    try:
+        if candidate.problem is not None:
+            raise Refusal(*candidate.problem)
+        picture = decode_candidate(candidate, _RULES).image.convert("RGB")
+    except Refusal as refusal:
+        return f"{refusal.reason}: {refusal.detail}"
+    if resolution and picture.size != (resolution, resolution):
+        picture = picture.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
 
 
 def _listed(folder: Path) -> list[Candidate]:

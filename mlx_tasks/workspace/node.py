@@ -29,6 +29,7 @@ from mlx_tasks.supervision import PARENT_VARIABLE, ParentWatch, parents_for_chil
 from mlx_tasks.workspace import git, mlflow_parent, outs, shared_runs
 from mlx_tasks.workspace.cache_check import mend_what_replaces
 from mlx_tasks.workspace.courier import courier
+from mlx_tasks.workspace.dvc_walk import without_unreadable_files
 from mlx_tasks.workspace.memory import (
     MICRO_BATCH_VARIABLE,
     current_micro_batch,
@@ -143,7 +144,7 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
     os.chdir(workspace)
     token = os.environ[NODE_VARIABLE]
     outs.drop_cut_lock(workspace)
-    with contextlib.closing(Repo(str(workspace))) as repo:
+    with contextlib.closing(Repo(str(workspace))) as repo, without_unreadable_files():
         brought = outs.fetch_deps(repo, outs.stage_of(repo, target))
         if brought:
             print(f"{target}: brought {', '.join(brought)}", flush=True)
