@@ -4,9 +4,9 @@
     POST /alerts/grafana        Grafana's webhook, signed with ADO_ALERT_SECRET (HMAC, with timestamp)
     POST /alerts/generic        {"alerts": [{"metric", "value", "limit", "message", "suggestion", ...}]}, signed alike
 
-A run is made in Airflow's own database, so it needs no API token, and waits there where no scheduler runs. Its id
-derives from the alerts: whoever sends one again finds its run. An answer other than 2xx means that nothing was kept:
-send again.
+A run is made in Airflow's own database, so it needs no API token, and waits there where no scheduler runs. Whoever
+sends an alert again finds its run; alerts that come while a run of alerts still waits join that run. A 4xx says that
+sending the same again is no help, a 5xx that nothing was kept: send again.
 """
 
 from __future__ import annotations
@@ -16,52 +16,26 @@ import hmac
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 
+from alert_runs import Outside, Waiting, start_run
+
 PREFIX = "/alerts"
-DAG_ID = "optimize_diffusion"
-TOKEN_VARIABLE, SECRET_VARIABLE, COOLDOWN_VARIABLE = "ADO_ALERT_TOKEN", "ADO_ALERT_SECRET", "ADO_ALERT_COOLDOWN_S"
-MAX_BODY_BYTES = 256 * 1024
-MAX_ALERTS = 50
+TOKEN_VARIABLE, SECRET_VARIABLE = "ADO_ALERT_TOKEN", "ADO_ALERT_SECRET"
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Some ten thousand alerts as Alertmanager writes them."""
 STALE_S = 300.0
 """Age, or distance into the future, from which a signature is no longer taken."""
-COOLDOWN_S = 6 * 3600.0
-"""In which an alert of one fingerprint starts no second run, although it was resolved and fired again."""
 SIGNATURES = {
     "grafana": ("X-Grafana-Alerting-Signature", "X-Grafana-Alerting-Timestamp"),
     "generic": ("X-Alert-Signature", "X-Alert-Timestamp"),
 }
 """Headers with the hex HMAC-SHA256 of `timestamp:body`, and with the timestamp (Unix seconds)."""
 SUGGESTIONS = ("tune", "distill", "train", "validate")
-
-
-@dataclass(frozen=True)
-class Outside:
-    """One alert as a run's form holds it; what `mlx_tasks.monitoring.alerts` calls an alert, from elsewhere.
-
-    Attributes:
-        fingerprint: equal for the same alert.
-        began: when it began to fire, as the sender writes it.
-        suggestion: where the chain should begin again.
-    """
-
-    metric: str
-    value: float | None
-    limit: float | None
-    message: str
-    suggestion: str
-    fingerprint: str
-    began: str
-    window: str = ""
-
-    @property
-    def id(self) -> str:
-        """Of this firing of it."""
-        return hashlib.sha256(f"{self.fingerprint} {self.began}".encode()).hexdigest()[:16]
+SHOWN = 300
+"""Characters of an answer's reason."""
 
 
 def create_app() -> FastAPI:
@@ -101,17 +75,16 @@ def prometheus_alerts(payload: dict[str, Any]) -> list[Outside]:
         labels, notes = dict(one.get("labels") or {}), dict(one.get("annotations") or {})
         if labels.get("redo") not in SUGGESTIONS:
             continue
-        fingerprint = str(one.get("fingerprint") or _digest(labels))
         found.append(
             Outside(
-                metric=str(labels.get("metric") or labels.get("alertname") or "alert")[:100],
+                metric=_text(labels.get("metric") or labels.get("alertname") or "alert", 100),
                 value=_number(notes.get("value")),
                 limit=_number(notes.get("limit")),
-                message=str(notes.get("summary") or notes.get("description") or labels.get("alertname") or "")[:500],
+                message=_text(notes.get("summary") or notes.get("description") or labels.get("alertname"), 500),
                 suggestion=labels["redo"],
-                fingerprint=fingerprint[:64],
-                began=str(one.get("startsAt") or ""),
-                window=str(notes.get("window") or "")[:100],
+                fingerprint=_text(one.get("fingerprint") or _digest(labels), 64),
+                began=_text(one.get("startsAt"), 64),
+                window=_text(notes.get("window"), 100),
             )
         )
     return found
@@ -127,100 +100,50 @@ def generic_alerts(payload: dict[str, Any]) -> list[Outside]:
         if missing:
             raise ValueError(f"alert {place} lacks {', '.join(missing)}")
         if one["suggestion"] not in SUGGESTIONS:
-            raise ValueError(
-                f"alert {place}: suggestion must be one of {', '.join(SUGGESTIONS)}, got {one['suggestion']!r}"
-            )
-        fingerprint = str(one.get("fingerprint") or _digest([one["metric"], one.get("model", "")]))
+            told = f"{one['suggestion']!r:.80}"
+            raise ValueError(f"alert {place}: suggestion must be one of {', '.join(SUGGESTIONS)}, got {told}")
         found.append(
             Outside(
-                str(one["metric"])[:100],
-                _number(one.get("value")),
-                _number(one.get("limit")),
-                str(one["message"])[:500],
-                one["suggestion"],
-                fingerprint[:64],
-                str(one.get("began") or ""),
-                str(one.get("window") or "")[:100],
+                metric=_text(one["metric"], 100),
+                value=_number(one.get("value")),
+                limit=_number(one.get("limit")),
+                message=_text(one["message"], 500),
+                suggestion=one["suggestion"],
+                fingerprint=_text(one.get("fingerprint") or _digest([one["metric"], one.get("model", "")]), 64),
+                began=_text(one.get("began"), 64),
+                window=_text(one.get("window"), 100),
             )
         )
     return found
-
-
-def note_of(alerts: list[Outside]) -> str:
-    """What stands on the run: metric, value, limit and window of each alert."""
-    lines = []
-    for one in alerts:
-        value = "" if one.value is None else f" {one.value:.4g}"
-        limit = "" if one.limit is None else f" (limit {one.limit:.4g})"
-        window = f", window {one.window}" if one.window else ""
-        lines.append(f"{one.metric}{value}{limit}{window}: {one.message}")
-    return "Started by alerts:\n" + "\n".join(lines)
 
 
 async def _receive(request: Request, read: Any) -> dict[str, Any]:
     """Read the alerts and start a run for those that are new."""
     from starlette.concurrency import run_in_threadpool
 
+    body = await _body(request)
     try:
-        payload = json.loads(await _body(request))
+        payload = json.loads(body)
         if not isinstance(payload, dict):
             raise ValueError(f"the body must be a JSON object, got {type(payload).__name__}")
         alerts = read(payload)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise HTTPException(400, f"no alerts could be read: {error}") from None
+    except RecursionError:
+        raise _refused(400, "no alerts could be read: the JSON is nested too deep") from None
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise _refused(400, f"no alerts could be read: {error}") from None
     if not alerts:
         return {"run_id": None, "alerts": 0, "told": "nothing fires that asks for a run"}
     try:
         return await run_in_threadpool(start_run, alerts)
+    except Waiting as error:
+        raise _refused(503, f"not kept, send it again: {error}") from None
     except Exception as error:  # the database is away, or the DAG is not there yet: the sender tries again
-        raise HTTPException(503, f"not kept, send it again: {type(error).__name__}: {error}") from error
+        raise _refused(503, f"not kept, send it again: {type(error).__name__}: {error}") from error
 
 
-def start_run(alerts: list[Outside]) -> dict[str, Any]:
-    """A run of the chain for the alerts that have none yet; what became of them."""
-    from airflow.api.common.trigger_dag import trigger_dag
-    from airflow.exceptions import DagRunAlreadyExists
-    from airflow.utils.types import DagRunTriggeredByType
-    from sqlalchemy.exc import IntegrityError
-
-    known, cooling = _known()
-    new = [one for one in alerts if one.id not in known and one.fingerprint not in cooling]
-    if not new:
-        runs = sorted({known.get(one.id) or cooling[one.fingerprint] for one in alerts})
-        return {"run_id": runs[-1], "alerts": len(alerts), "told": "these have their run already"}
-    run_id = "alert__" + _digest(sorted(one.id for one in new))
-    told = [asdict(one) | {"id": one.id, "status": "new"} for one in new]
-    try:
-        trigger_dag(
-            DAG_ID,
-            run_id=run_id,
-            conf={"alerts": told},
-            note=note_of(new)[:1000],
-            triggered_by=DagRunTriggeredByType.REST_API,
-            triggering_user_name="alerts",
-        )
-    except (DagRunAlreadyExists, IntegrityError):  # another request was faster
-        return {"run_id": run_id, "alerts": len(new), "told": "these have their run already"}
-    return {"run_id": run_id, "alerts": len(new), "told": "a run was made"}
-
-
-def _known() -> tuple[dict[str, str], dict[str, str]]:
-    """({alert id: run}, {fingerprint: run}) of runs that alerts made: of all, and of those within the cooldown."""
-    from airflow.models import DagRun
-    from airflow.utils.session import create_session
-    from sqlalchemy import select
-
-    since = datetime.now(UTC) - timedelta(seconds=float(os.environ.get(COOLDOWN_VARIABLE) or COOLDOWN_S))
-    ids: dict[str, str] = {}
-    fingerprints: dict[str, str] = {}
-    with create_session() as session:
-        made = select(DagRun).where(DagRun.dag_id == DAG_ID, DagRun.run_id.like("alert\\_\\_%", escape="\\"))
-        for run in session.scalars(made.order_by(DagRun.id.desc()).limit(1000)):
-            for one in (run.conf or {}).get("alerts") or []:
-                ids.setdefault(one["id"], run.run_id)
-                if run.queued_at is None or run.queued_at >= since:
-                    fingerprints.setdefault(one["fingerprint"], run.run_id)
-    return ids, fingerprints
+def _refused(status: int, text: str) -> HTTPException:
+    """An answer whose reason is short and can be written whatever was sent."""
+    return HTTPException(status, text.encode("ascii", "backslashreplace").decode()[:SHOWN])
 
 
 def _check_bearer(request: Request) -> None:
@@ -236,7 +159,7 @@ async def _check_signature(request: Request, sender: str) -> None:
     at, given = request.headers.get(timestamp, ""), request.headers.get(signature, "")
     text = at.encode() + b":" + await _body(request)
     right = hmac.compare_digest(hmac.new(secret.encode(), text, hashlib.sha256).hexdigest().encode(), given.encode())
-    if not secret or not right or not at.isdigit():
+    if not secret or not right or not _is_count(at):
         raise HTTPException(401, f"{signature} must be the HMAC-SHA256 of 'timestamp:body' under {SECRET_VARIABLE}")
     if abs(time.time() - int(at)) > STALE_S:
         raise HTTPException(
@@ -246,24 +169,35 @@ async def _check_signature(request: Request, sender: str) -> None:
 
 async def _body(request: Request) -> bytes:
     length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"a body needs a length of at most {MAX_BODY_BYTES} bytes")
+    if not _is_count(length) or int(length) > MAX_BODY_BYTES:
+        raise HTTPException(413, f"a body needs a Content-Length of at most {MAX_BODY_BYTES} bytes: send it in parts")
     return await request.body()
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 12
 
 
 def _listed(payload: dict[str, Any]) -> list[dict[str, Any]]:
     found = payload.get("alerts")
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError("'alerts' must be a list of objects")
-    if len(found) > MAX_ALERTS:
-        raise ValueError(f"at most {MAX_ALERTS} alerts at once, got {len(found)}")
     return found
+
+
+def _text(value: Any, most: int) -> str:
+    """A value as text of at most so many characters.  Raises: ValueError for what no database keeps."""
+    text = "" if value is None else str(value)
+    for sign in text:
+        if sign == "\0" or "\ud800" <= sign <= "\udfff":
+            raise ValueError(f"texts hold neither NUL nor lone surrogates, got {text!r:.80}")
+    return text[:most]
 
 
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) < float("inf") else None
 
