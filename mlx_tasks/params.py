@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
 from mlx_tasks.values import ParamsDumper, schema_of, split_setting, typed
+from mlx_tasks.yaml_text import read_yaml
 
 
 def load_config(root: Path, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -60,12 +61,7 @@ def write_params(config: Config, path: Path) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML: {error}") from None
+    tree = read_yaml(path)
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -14,6 +14,7 @@ import yaml
 
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError
+from mlx_tasks.yaml_text import parse_yaml
 
 _TYPES = {
     "integer": "a whole number",
@@ -40,8 +41,8 @@ def typed(key: str, text: str, schema: dict[str, Any] | None) -> Any:
     if "string" in kinds:
         return None if "null" in kinds and text.strip() in ("", "null") else text
     try:
-        value = yaml.load(text, Loader=_Core)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = parse_yaml(text, key, _Core)
+    except DataError:
         value = text
     if isinstance(value, str) and "boolean" in kinds:
         value = _SWITCHES.get(value.lower(), value)

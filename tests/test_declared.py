@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN = {path.stem for folder in ("tests", "benchmarks", "plugins", "include", "dags") for path in (ROOT / folder).rglob("*.py")}
+OWN = {
+    path.stem
+    for folder in ("tests", "benchmarks", "plugins", "include", "dags")
+    for path in (ROOT / folder).rglob("*.py")
+}
 PROVIDED = {"mlx_tasks", "airflow"} | OWN
 """`airflow` comes with apache-airflow and its providers, which share the name."""
 

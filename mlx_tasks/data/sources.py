@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mlx_tasks.data.listing import Listing
+from mlx_tasks.data.reasons import Refusal
 from mlx_tasks.data.text import clean_caption, clean_label, seeded_choice
 from mlx_tasks.data.told import Told
 from mlx_tasks.errors import DataError
+from mlx_tasks.yaml_text import read_yaml
+
+MAX_TEMPLATE = 1000
+MAX_NAME = 200
+"""Longest caption and name of a card (characters): each image has both."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +64,29 @@ def read_card(path: Path, seed: int) -> Source:
     Each image's caption is one of the templates, by a hash of (seed, its path).
     Raises: DataError where the card lacks a key, names no known loader, or disagrees with what the loader gives.
     """
-    card = yaml.safe_load(path.read_text(encoding="utf-8"))
+    card = read_yaml(path)
     needed = ("name", "loader", "images", "side", "classes", "captions")
     if not isinstance(card, dict) or any(key not in card for key in needed):
         raise DataError(f"{path} must hold the keys {', '.join(needed)}: see include/datasets/digits.yaml")
-    if card["loader"] not in LOADERS:
-        raise DataError(f"{path}: loader must be one of {', '.join(LOADERS)}; got {card['loader']!r}")
+    if not isinstance(card["loader"], str) or card["loader"] not in LOADERS:
+        raise DataError(f"{path}: loader must be one of {', '.join(LOADERS)}; got {card['loader']!r:.80}")
+    if not isinstance(card["name"], str) or not 0 < len(card["name"]) <= MAX_NAME:
+        raise DataError(f"{path}: name must be text of 1 to {MAX_NAME} characters, got {card['name']!r:.80}")
+    for key in ("classes", "captions"):
+        if not isinstance(card[key], list) or not card[key]:
+            raise DataError(f"{path}: {key} must be a list with an entry at least, got {card[key]!r:.80}")
+    if bad := next((one for one in card["captions"] if not _is_template(one)), None):
+        raise DataError(
+            f"{path}: a caption is text, and {{label}} its only field, plain (a brace itself is {{{{ or }}}}); "
+            f"got {bad!r:.80}"
+        )
     images, labels = LOADERS[card["loader"]]()
-    names = [clean_label(name) or "" for name in card["classes"]]
+    try:
+        names = [clean_label(name) or "" for name in card["classes"]]
+    except Refusal as refusal:
+        raise DataError(f"{path}: classes: {refusal.detail}") from None
     shape = (card["images"], card["side"], card["side"])
-    if images.shape[:3] != shape or not card["captions"] or labels.max() >= len(names):
+    if images.shape[:3] != shape or labels.max() >= len(names):
         raise DataError(
             f"{path} says {shape} images of {len(names)} classes and {len(card['captions'])} captions; "
             f"{card['loader']} gives {images.shape[:3]} of {labels.max() + 1}"
@@ -82,6 +101,20 @@ def read_card(path: Path, seed: int) -> Source:
     facts = {key: card[key] for key in ("title", "source", "licence") if key in card}
     told = Told([f"{len(images)} pictures of {len(names)} classes, the built-in set {path.name}"])
     return Source(str(card["name"]), candidates, names, facts, told)
+
+
+def _is_template(text: object) -> bool:
+    """Whether a caption is text of at most 1000 characters whose only field is {label}, without width or attribute.
+
+    A field's width would be room asked for: `{label:500000000}` is half a gigabyte for each image.
+    """
+    if not isinstance(text, str) or not text or len(text) > MAX_TEMPLATE:
+        return False
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError:
+        return False
+    return all(name in (None, "label") and not width and turn is None for _, name, width, turn in parts)
 
 
 def digits_to_uint8(values: np.ndarray) -> np.ndarray:
