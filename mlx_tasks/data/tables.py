@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ LABEL_KEYS = ("label", "labels", "class", "class_name")
 
 MAX_JSON_MB = 64
 """A JSON file in one piece above this is not read: it is held in memory ten times over."""
+
+MAX_ROW = 1 << 20
+"""Longest line of a table (characters)."""
 
 _DELIMITERS = ",;\t"
 
@@ -65,8 +69,19 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"cannot read {path} as UTF-8: {error}") from None
 
 
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file, none longer than a row can be: a file without line ends would be held in memory at once."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_ROW + 1)
+        if not line:
+            return
+        if len(line) > MAX_ROW:
+            raise DataError(f"{path}, line {number} is longer than {MAX_ROW} characters: a row is one picture's")
+        yield line
+
+
 def _json_lines(path: Path, lines: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path, lines), 1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
@@ -103,9 +118,9 @@ def _parsed(text: str, place: str) -> Any:
 
 def _csv_lines(path: Path, lines: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        header = lines.readline()
+        header = next(_lines(path, lines), "")
         lines.seek(0)
-        reader = csv.DictReader(lines, delimiter=_delimiter(header))
+        reader = csv.DictReader(_lines(path, lines), delimiter=_delimiter(header))
         names = tuple(name for name in reader.fieldnames or () if name)
         _check_columns(path, names)
         for record in reader:
