@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from registry_workspace import CLASSES, SIDE
+from registry_workspace import CLASSES, SIDE, write_small_bundle
 from serving_world import Server, bundle_with_reference, pngs
 
 from mlx_tasks.models.bundle import read_bundle
@@ -108,6 +108,25 @@ def test_openais_stock_client_is_served(server):
         client.images.generate(prompt="nine")
 
 
+def test_a_class_counts_in_any_spelling(tmp_path_factory):
+    names = ("golden_retriever", "GermanShepherd", "7")
+    folder = tmp_path_factory.mktemp("spelt") / "dogs"
+    write_small_bundle(folder, classes=names)
+    running = Server("--bundle", str(folder))
+    try:
+        running.wait()
+        for name, others in zip(
+            names, (("a photo of a Golden-Retriever", "golden retriever"), ("german shepherd",), ("a 7",)), strict=True
+        ):
+            expected = pngs(running.draw(**{"class": name, "seed": 4}))
+            for prompt in others:
+                assert pngs(running.draw(prompt=prompt, seed=4)) == expected
+            assert Image.open(io.BytesIO(expected[0])).text["class"] == name
+        assert running.draw(prompt="a golden retriever and a german shepherd").status_code == 400
+    finally:
+        running.stop()
+
+
 def test_the_model_route_tells_what_serves(server, first):
     model = server.serving()
     digest = read_bundle(first).digest
@@ -137,6 +156,8 @@ def test_openapi_shows_the_routes_with_examples_that_work(server):
         ({"prompt": "nine"}, "zero, one, two"),
         ({"prompt": "one two"}, "'one' and 'two'"),
         ({"prompt": "one", "class": "one"}, "give one of them"),
+        ({"class": 1}, "class: "),
+        ({"class": "1"}, "class: one of the model's (zero, one, two), got '1'"),
         ({"class": "nine"}, "zero, one, two"),
         ({"prompt": "one", "n": 0}, "n: "),
         ({"prompt": "one", "n": 17}, "n: "),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_tasks.data.beside import Beside
+from mlx_tasks.data.class_names import class_caption
 from mlx_tasks.data.layout import Layout, looks_like_no_class, read_layout
 from mlx_tasks.data.listing import Listing
 from mlx_tasks.data.metadata import Metadata, Row, read_metadata
@@ -186,8 +187,4 @@ def _aside(
 
 
 _clean_folder = functools.lru_cache(maxsize=1024)(clean_label)
-
-
-@functools.lru_cache(maxsize=1024)
-def _label_caption(label: str) -> str | None:
-    return clean_caption(label.replace("_", " "))
+_label_caption = functools.lru_cache(maxsize=1024)(class_caption)

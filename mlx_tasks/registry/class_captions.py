@@ -80,12 +80,17 @@ def read_class_captions(folder: Path) -> ClassCaptions | None:
 
     if not folder.is_dir():
         return None
-    told = read_mapping(folder / "model.json")
-    captions, sizes = told.get("captions"), told.get("config")
-    if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
-        raise DataError(f"{folder}/model.json names no captions: register the bundle again")
+    captions, sizes = read_captions(folder), read_mapping(folder / "model.json").get("config")
     if not isinstance(sizes, dict) or not all(whole(size) and size <= MOST_SIZE for size in sizes.values()):
         raise DataError(f"{folder}/model.json must hold sizes from 1 to {MOST_SIZE} as config, got {sizes!r:.120}")
     count = sum(one.size for one in read_header(folder / "model.safetensors").values())
     check_memory(weights_bytes(count), f"the image-text model of {folder}")
-    return ClassCaptions(load_image_text(folder), tuple(captions))
+    return ClassCaptions(load_image_text(folder), captions)
+
+
+def read_captions(folder: Path) -> tuple[str, ...]:
+    """The caption of each class, without the model.  Raises: DataError where there are none."""
+    captions = read_mapping(folder / "model.json").get("captions")
+    if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
+        raise DataError(f"{folder}/model.json names no captions: register the bundle again")
+    return tuple(captions)

@@ -30,7 +30,7 @@ from mlx_tasks.serving.engine import Finished, Job
 from mlx_tasks.serving.figures import CONTENT_TYPE, Figures
 from mlx_tasks.serving.follower import Follower
 from mlx_tasks.serving.plans import QUALITIES, make_plan, plan_name
-from mlx_tasks.serving.prompts import ANY_CLASS, class_of
+from mlx_tasks.serving.prompts import ANY_CLASS
 from mlx_tasks.serving.reading import JsonRoute
 from mlx_tasks.serving.worker import Loaded, QueueFullError, Ticket, Worker
 
@@ -220,12 +220,9 @@ def _job(loaded: Loaded, body: ImageRequest, seeds: list[int]) -> tuple[Job, tup
     if body.prompt is not None and body.label is not None:
         raise DataError("class: it stands in place of a prompt, so give one of them")
     if body.label is not None:
-        if body.label not in model.class_names:
-            names = ", ".join(model.class_names) or "none"
-            raise DataError(f"class: one of the model's ({names}), got {body.label!r}")
-        label = model.class_names.index(body.label)
+        label = loaded.classes.named(body.label)
     elif body.prompt is not None:
-        label = class_of(body.prompt, model.class_names)
+        label = loaded.classes.in_prompt(body.prompt)
     elif model.class_names:
         raise DataError("prompt: name a class by prompt or class, both are missing")
     else:

@@ -16,9 +16,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlx_tasks.errors import BusyError, UnavailableError
+from mlx_tasks.registry.class_captions import read_captions
+from mlx_tasks.registry.reference import CAPTIONS, FOLDER
 from mlx_tasks.serving.engine import Engine, Finished, Job
+from mlx_tasks.serving.prompts import ClassNames
 from mlx_tasks.serving.shares import Shares
 
 logger = logging.getLogger(__name__)
@@ -77,11 +81,23 @@ class Model:
 
 @dataclass(eq=False)
 class Loaded:
-    """A version ready to draw."""
+    """A version ready to draw.
+
+    Attributes:
+        model: what it is.
+        engine: draws with it.
+        folder: its bundle.
+        classes: finds its classes by name.
+    """
 
     model: Model
     engine: Engine
     folder: str
+    classes: ClassNames = field(init=False)
+
+    def __post_init__(self) -> None:
+        place = Path(self.folder) / FOLDER / CAPTIONS
+        self.classes = ClassNames(self.model.class_names, read_captions(place) if place.is_dir() else ())
 
     @property
     def own_cost(self) -> float:
