@@ -153,6 +153,34 @@ def test_a_server_follows_the_alias_and_outlives_the_registry(two_versions, trac
 
 
 @pytest.mark.e2e
+def test_two_servers_share_a_store_and_each_starts_with_its_own_version_while_the_registry_is_away(
+    two_versions, tracked, tmp_path
+):
+    registry, name = two_versions
+    store = tmp_path / "store"
+    registry.set_alias(name, CHAMPION, "2")
+    registry.set_alias(name, SERVING, "1")
+    servers = [Server("--model", f"{name}@{alias}", "--store", str(store)) for alias in (CHAMPION, SERVING)]
+    try:
+        for running, version in zip(servers, "21", strict=True):
+            running.wait_for("version", version)
+        assert sorted(path.name for path in (store / name).glob("[0-9]*")) == ["1", "2"]
+        tracked.kill()
+        for running in servers:
+            running.process.kill()
+            running.process.wait()
+            running.process.stderr.close()
+        for running in servers:
+            running.start()
+        for running, version in zip(servers, "21", strict=True):
+            running.wait_for("version", version)
+    finally:
+        for running in servers:
+            running.stop()
+        tracked.start()
+
+
+@pytest.mark.e2e
 def test_a_version_whose_artifacts_were_changed_does_not_serve(two_versions, tracked, tmp_path):
     """Its files and their digests were changed together, which only the registered digest can tell."""
     registry, name = two_versions
@@ -175,6 +203,8 @@ def test_a_version_whose_artifacts_were_changed_does_not_serve(two_versions, tra
             deploy.verify(registry, name)
         with pytest.raises(UnavailableError, match="its artifacts were changed"):
             deploy._Service(running.url, None).wait_for(changed.tags[DIGEST_TAG], 3.0)
+        assert list(running.http.get("/v1/models").json()["refused"]) == [f"{name}/2"]
+        assert list(running.http.get("/readyz").json()["refused"]) == [f"{name}/2"]
         assert running.serving()["version"] == "1"
     finally:
         running.stop()

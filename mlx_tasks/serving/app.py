@@ -105,9 +105,10 @@ def create_app(
 
     @app.get("/readyz", tags=["health"])
     async def ready() -> JSONResponse:
-        """A model is loaded and has made images; 503 with the reason until then."""
+        """A model is loaded and has made images; 503 with the reason until then. Names versions that may not serve."""
         state = "ready" if worker.ready else "not ready"
-        return JSONResponse({"status": state, "problem": follower.problem}, 200 if worker.ready else 503)
+        told = {"status": state, "problem": follower.problem, "refused": follower.refused}
+        return JSONResponse(told, 200 if worker.ready else 503)
 
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
@@ -117,9 +118,10 @@ def create_app(
 
     @app.get("/v1/models", tags=["images"])
     async def models() -> dict[str, Any]:
-        """What serves, and what served before it."""
+        """What serves, what served before it, and which versions may not serve, with the reason."""
         held = [one for one in (worker.current, worker.previous) if one is not None]
-        return {"object": "list", "data": [_entry(one, one is worker.current) for one in held]}
+        data = [_entry(one, one is worker.current) for one in held]
+        return {"object": "list", "data": data, "refused": follower.refused}
 
     @app.get("/v1/versions", tags=["images"])
     async def versions() -> JSONResponse:

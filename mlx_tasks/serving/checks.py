@@ -20,10 +20,11 @@ FAR = 0.05
 device rounds otherwise, another model is at 0.3 and more (tests/test_serving_checks.py)."""
 
 
-def check_before_serving(folder: Path, bundle: Bundle) -> None:
+def check_before_serving(folder: Path, bundle: Bundle, rows: int = 32) -> None:
     """Draw a few images, and refuse the bundle unless they are sane.
 
     Finite, none of one colour, not all alike; and with a registered reference, the very images of its first seeds.
+    rows: of one network call, both guidance branches counted.
     Raises: DataError saying what is wrong.
     """
     from mlx_tasks.registry.draw import draw
@@ -35,7 +36,7 @@ def check_before_serving(folder: Path, bundle: Bundle) -> None:
     labels = reference.labels[:count].tolist() if reference else [i % len(names) if names else -1 for i in range(count)]
     first = REFERENCE_SEED if reference else SEED
     try:
-        images = draw(bundle, labels, list(range(first, first + count)))
+        images = draw(bundle, labels, list(range(first, first + count)), max(1, rows // 2))
     except DivergedError as error:
         raise DataError(f"{folder.name} gives images that are not finite: {error}") from None
     flat = int((images.reshape(count, -1).std(axis=1) == 0).sum())

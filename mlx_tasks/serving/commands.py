@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -43,6 +44,8 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--proxy", default="", help="address of a proxy whose X-Forwarded-For names the callers")
     serve.add_argument("--drill", help="noise:AMOUNT: damage what serves on SIGUSR1, to see whether it is noticed")
     serve.add_argument("--poll", type=float, default=2.0, help="seconds between two looks at the registry")
+    serve.add_argument("--trial-memory", type=float, help="GiB that a version may take; half of the machine's if unset")
+    serve.add_argument("--trial-time", type=float, default=300.0, help="seconds a new version may take to show itself")
     serve.set_defaults(command=_serve)
 
     deploy = commands.add_parser("deploy", help="canary, swap, verify and roll back what servers follow")
@@ -116,12 +119,15 @@ def _serve(arguments: argparse.Namespace) -> int:
     from mlx_tasks.serving.connections import BACKLOG, Doors, Limits, raise_descriptors
     from mlx_tasks.serving.follower import Follower
     from mlx_tasks.serving.library import FolderSource, RegistrySource, Source
+    from mlx_tasks.serving.trial import TrialLimits, try_out
     from mlx_tasks.serving.worker import Worker
     from mlx_tasks.tracking.rest import URI_VARIABLE, tracking_uri
 
-    for name in ("batch", "queue", "timeout", "poll", "window_rows", "connections", "client_timeout"):
+    for name in ("batch", "queue", "timeout", "poll", "window_rows", "connections", "client_timeout", "trial_time"):
         if not getattr(arguments, name) > 0:
             raise DataError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name):g}")
+    if arguments.trial_memory is not None and not arguments.trial_memory > 0:
+        raise DataError(f"--trial-memory must be above 0, got {arguments.trial_memory:g}")
     limits = Limits.within(raise_descriptors(), arguments.connections, arguments.client_timeout)
     key = _key(arguments.key_file)
     if key is not None and len(key) < LEAST_KEY:
@@ -141,7 +147,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     worker = Worker(arguments.queue)
-    follower = Follower(worker, source, arguments.poll, arguments.batch)
+    trial_limits = TrialLimits(arguments.trial_time, int((arguments.trial_memory or 0) * 2**30))
+    trial = functools.partial(try_out, limits=trial_limits)
+    follower = Follower(worker, source, arguments.poll, arguments.batch, trial)
     recorder = Recorder(arguments.window, arguments.window_rows) if arguments.window else None
     if arguments.drill:
         from mlx_tasks.serving.drill import parse_drill
