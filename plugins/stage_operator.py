@@ -26,6 +26,7 @@ from mlx_tasks.assets import CHAMPION, in_order
 from mlx_tasks.catalog import dvc_target
 from mlx_tasks.errors import RETRYABLE, ExitCode
 from mlx_tasks.events import EVENTS_VARIABLE, parse_event
+from mlx_tasks.stage_environment import for_stages
 from mlx_tasks.supervision import PARENT_VARIABLE, identity
 from mlx_tasks.time_limits import VARIABLE, task_timeout
 
@@ -33,14 +34,6 @@ RESULT_KEY = "result"
 """XCom key of what a task hands on: a small dict. A stage's holds its dvc.lock entry, from which later tasks fetch."""
 
 CHAMPION_ASSET = Asset(CHAMPION)
-
-NOT_FOR_STAGES = (
-    "ADO_JWT_SECRET",
-    "AIRFLOW__API_AUTH__JWT_SECRET",
-    "AIRFLOW__CORE__FERNET_KEY",
-    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
-)
-"""Airflow's own secrets: no stage has a use for them."""
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL of the child's group; Airflow gives the whole task five seconds."""
@@ -287,7 +280,9 @@ def failure(code: int, message: str, command: str) -> AirflowException:
 
 
 def _child_environment() -> dict[str, str]:
-    """The child speaks events, and ends when this task's process does, or the supervisor that Airflow gave it."""
+    """The child is given no secret of others, speaks events, and ends when this task's process does, or Airflow's
+    supervisor of it.
+    """
     parents = [identity()]
     # A supervisor makes its task the leader of a group, and so does a shell, which `nohup` asks to outlive.
     if os.getpgrp() == os.getpid() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -295,7 +290,7 @@ def _child_environment() -> dict[str, str]:
     repository = {"ADO_REPOSITORY": str(Path(__file__).resolve().parent.parent)}
     return {
         **repository,
-        **{name: value for name, value in os.environ.items() if name not in NOT_FOR_STAGES},
+        **for_stages(os.environ),
         EVENTS_VARIABLE: "1",
         PARENT_VARIABLE: ",".join(parents),
         "PYTHONUNBUFFERED": "1",

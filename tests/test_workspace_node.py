@@ -102,6 +102,7 @@ def test_a_stage_runs_once_and_is_cached_in_this_run_and_in_the_next(env, checko
     code, ran, output = node(env, run, "validate")
     assert (code, ran["status"]) == (0, "ran"), output
     assert "[validate] 2/2 steps" in output
+    assert "git add" not in output, "DVC's advice is for who commits by hand"
     assert ran["metrics"] == {"target": "validate", "seed": 0}
     assert {out["path"] for out in ran["lock"]["outs"]} >= {"work/dataset", "work/metrics/validate.json"}
     code, again, output = node(env, run, "validate")

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def mlflow_record(name: str, run_id: str, uri: str) -> RunRecord:
             "filter": f"tags.`mlflow.parentRunId` = '{tags.get('mlflow.parentRunId', run_id)}'",
             "max_results": 100,
         }
-        for one in [run, *rest.call("POST", "runs/search", body).get("runs", [])]:
+        for one in chain([run], rest.rows("POST", "runs/search", "runs", body)):
             read = _artifact_reader(uri, one["info"]["artifact_uri"])
             if read(SCORES) is not None:
                 record = make_record(name, f"MLflow run {one['info']['run_id']}", read)

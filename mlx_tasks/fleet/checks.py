@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import httpx
 
+from mlx_tasks.dag_settings import ACCELERATOR
 from mlx_tasks.errors import StageError
 from mlx_tasks.fleet.settings import HEARTBEAT_S, QUEUES, WorkerSettings
 
@@ -27,6 +28,8 @@ LEAST_DISK_GB = 5.0
 LEAST_HEARTBEATS = 24
 """Missed heartbeats (five seconds each) that a task must live through: the API server may be away for two minutes."""
 TIMEOUT_S = 10.0
+POOLS = (ACCELERATOR["pool"], "default_pool")
+"""That the chain's tasks take their slots from."""
 NEVER = "0.0.0"
 """A version that no server takes: it answers with its own."""
 
@@ -235,11 +238,14 @@ def fleet(url: str, password: str, user: str = "admin") -> list[Finding]:
             f"{url}/auth/token", json={"username": user, "password": password}, timeout=TIMEOUT_S, trust_env=False
         )
         token.raise_for_status()
-        told = httpx.get(
-            f"{url}/edge_worker/ui/worker", timeout=TIMEOUT_S, trust_env=False,
-            headers={"Authorization": f"Bearer {token.json()['access_token']}"},
-        )  # fmt: skip
+        headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
+        told = httpx.get(f"{url}/edge_worker/ui/worker", timeout=TIMEOUT_S, trust_env=False, headers=headers)
         told.raise_for_status()
+        slots: dict[str, int] = {}
+        for name in POOLS:
+            pool = httpx.get(f"{url}/api/v2/pools/{name}", timeout=TIMEOUT_S, trust_env=False, headers=headers)
+            if pool.status_code != 404:
+                slots[name] = pool.raise_for_status().json()["slots"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
         fix = "docker-compose ps and logs; the password is AIRFLOW_ADMIN_PASSWORD"
         return [Finding("API server", "wrong", f"{url}: {_short(error)}", fix)]
@@ -250,7 +256,17 @@ def fleet(url: str, password: str, user: str = "admin") -> list[Finding]:
                 Finding(part, "wrong", f"{status}", f"docker-compose logs airflow-{part.replace('_', '-')}")
             )
     findings.append(Finding("API server", "ok", url))
-    return findings + workers(told.json()["workers"])
+    return findings + pools(slots, url) + workers(told.json()["workers"])
+
+
+def pools(slots: Mapping[str, int], url: str) -> list[Finding]:
+    """A pool without slots lets no task start."""
+    findings = []
+    for name in POOLS:
+        if slots.get(name, 0) == 0:
+            what = "has 0 slots" if name in slots else "is not there"
+            findings.append(Finding("pools", "wrong", f"{name} {what}: its tasks wait", f"give it 1 at {url}/pools"))
+    return findings or [Finding("pools", "ok", f"{ACCELERATOR['pool']}: {slots[ACCELERATOR['pool']]} slots")]
 
 
 def workers(told: list[dict[str, Any]]) -> list[Finding]:

@@ -103,14 +103,8 @@ class Registry:
     def versions(self, name: str, key: str | None = None) -> list[Version]:
         """Every version of a model, or those with this key."""
         matching = f"name = '{name}'" + (f" and tags.`{KEY_TAG}` = '{key}'" if key else "")
-        found, page = [], {}
-        while True:
-            body = {"filter": matching, "max_results": PAGE} | page
-            answer = self._rest.call("GET", "model-versions/search", body)
-            found += [_version(one) for one in answer.get("model_versions", [])]
-            if not answer.get("next_page_token"):
-                return found
-            page = {"page_token": answer["next_page_token"]}
+        body = {"filter": matching, "max_results": PAGE}
+        return [_version(one) for one in self._rest.rows("GET", "model-versions/search", "model_versions", body)]
 
     def by_key(self, name: str, key: str) -> Version | None:
         """The version with this key."""
@@ -204,7 +198,7 @@ class Registry:
         experiment = self._rest.run(run_id)["info"]["experiment_id"]
         matching = f"source_run_id = '{run_id}'" + (f" and tags.`{KEY_TAG}` = '{key}'" if key else "")
         body = {"experiment_ids": [experiment], "filter": matching}
-        models = self._rest.call("POST", "logged-models/search", body).get("models", [])
+        models = self._rest.rows("POST", "logged-models/search", "models", body)
         return [model["info"]["model_id"] for model in models if str(model["info"]["status"]).endswith("READY")]
 
     def _ensure_model(self, name: str) -> None:

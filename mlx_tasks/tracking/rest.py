@@ -11,7 +11,7 @@ import math
 import mimetypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -203,6 +203,17 @@ class MlflowRest:
                 "start it with --serve-artifacts"
             )
         return urlsplit(artifact_uri).path.strip("/")
+
+    def rows(self, method: str, path: str, key: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What a search finds, page by page until its end; `body` may say how many rows a page holds."""
+        asked = dict(body)
+        while True:
+            answer = self.call(method, path, asked)
+            yield from answer.get(key, [])
+            token = answer.get("next_page_token")
+            if not token or token == asked.get("page_token"):
+                return
+            asked["page_token"] = token
 
     def call(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer of one route under /api/2.0/mlflow/."""

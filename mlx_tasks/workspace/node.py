@@ -145,6 +145,7 @@ def _reproduce(places: Places, run: Run, workspace: Path, stage_name: str, targe
     token = os.environ[NODE_VARIABLE]
     outs.drop_cut_lock(workspace)
     with contextlib.closing(Repo(str(workspace))) as repo, without_unreadable_files():
+        repo.scm_context.quiet = True  # what is committed is `commit_run`'s, and nobody's to `git add`
         brought = outs.fetch_deps(repo, outs.stage_of(repo, target))
         if brought:
             print(f"{target}: brought {', '.join(brought)}", flush=True)

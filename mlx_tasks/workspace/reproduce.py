@@ -141,6 +141,7 @@ def _recompute(workspace: Path) -> None:
     os.chdir(workspace)
     try:
         with contextlib.closing(Repo(str(workspace))) as repo:
+            repo.scm_context.quiet = True  # nothing of this is to be committed
             repo.reproduce(targets=[LAST], force=True)  # pyright: ignore[reportCallIssue]  (DVC makes a function its method)
     except DvcException as error:
         raise UnavailableError(f"a stage failed: {error}; see its lines above") from error
