@@ -65,5 +65,5 @@ lock: setup ## resolve pyproject.toml again into requirements.lock (macOS arm64 
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras \
 	  --override include/overrides.txt --generate-hashes --no-annotate --no-header pyproject.toml -o requirements.lock
 
-clean: down ## end the stack and remove its state
+clean: down ## end the stack and remove ALL its state, models too (`mlx-tasks clean`: what is old)
 	rm -rf .state .run .checkpoints

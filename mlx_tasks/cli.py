@@ -13,6 +13,7 @@ from mlx_tasks.errors import ExitCode, StageError
 
 COMMAND_MODULES = (
     "mlx_tasks.workspace.commands",
+    "mlx_tasks.retention.commands",
     "mlx_tasks.tracking.commands",
     "mlx_tasks.stack.commands",
     "mlx_tasks.fleet.commands",

@@ -350,6 +350,35 @@ def test_a_champion_that_slips_is_noticed_and_mended_and_no_request_is_lost(chai
     assert "served images do not look like" in {tag["key"]: tag["value"] for tag in told}["ado.reason"]
 
 
+def test_a_clean_of_everything_leaves_registered_versions_that_come_back_to_the_byte(chain, tmp_path):
+    """`mlx-tasks clean` of all that the runs before left, Airflow's rows and logs among it, under the running stack."""
+    environment = chain.environment | {
+        "ADO_REPOSITORY": str(chain.root),
+        "MLFLOW_TRACKING_URI": chain.layout.mlflow_url,
+    }
+    work = chain.workspace() / "work"
+    made = {str(path.relative_to(work)): sha256_file(path) for path in work.rglob("*") if path.is_file()}
+    rows = len(chain.api.tasks(DAG_ID, chain.run_id))
+    assert rows and list((chain.layout.airflow_home / "logs").glob("dag_id=*/run_id=*"))
+
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "mlx_tasks", *arguments],
+            cwd=chain.root, env=environment, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+
+    done = command("clean", "--older-than", "0m", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not chain.workspace().exists()
+    assert f"runs/{run_slug(chain.run_id)}" in git(chain.root, "branch", "--list", "runs/*")
+    assert not list((chain.layout.airflow_home / "logs").glob("dag_id=*/run_id=*"))
+    done = command("reproduce", "digits-sampler/1", "--out", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bundle: the same bytes as models:/digits-sampler/1" in done.stdout
+    again = tmp_path / "again" / "work"
+    assert {str(path.relative_to(again)): sha256_file(path) for path in again.rglob("*") if path.is_file()} == made
+
+
 def test_ctrl_c_ends_the_run_and_the_stack_and_leaves_no_process(chain):
     process = start_demo(chain.root, chain.environment, "--set", "seed=5")
     for line in process.stdout:

@@ -182,6 +182,10 @@ class MlflowRest:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(self._send("GET", f"{self._artifacts}/{quote(f'{inside}/{name}')}").content)
 
+    def delete_artifacts(self, artifact_uri: str) -> None:
+        """Remove every file under an artifact address."""
+        self._send("DELETE", f"{self._artifacts}/{quote(self._inside(artifact_uri))}")
+
     def get_artifact(self, artifact_uri: str, name: str) -> bytes | None:
         """One file under an artifact address, or None where there is none of that name."""
         url = f"{self._artifacts}/{quote(f'{self._inside(artifact_uri)}/{name}')}"

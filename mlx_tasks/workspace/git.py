@@ -65,22 +65,23 @@ def git(
 
 
 def push(repository: Path, remote: str, branch: str) -> None:
-    """Put a run's branch on the remote, whatever it has under that name.  Raises: as `fetch`."""
-    _network(repository, "push", remote, f"+refs/heads/{branch}:refs/heads/{branch}")
+    """Put a run's branch on the remote, whatever it has under that name.  Raises: as `exchange`."""
+    exchange(repository, "push", remote, f"+refs/heads/{branch}:refs/heads/{branch}")
 
 
 def fetch(repository: Path, remote: str, branch: str) -> None:
-    """Bring a run's branch from the remote.
+    """Bring a run's branch from the remote.  Raises: as `exchange`."""
+    exchange(repository, "fetch", remote, f"+refs/heads/{branch}:refs/heads/{branch}")
+
+
+def exchange(repository: Path, verb: str, remote: str, *refspecs: str) -> None:
+    """Push to a remote, or fetch from it, for a limited time.
 
     Raises: UnavailableError where it does not answer in time; DataError where it refuses who asks, or is none.
     """
-    _network(repository, "fetch", remote, f"+refs/heads/{branch}:refs/heads/{branch}")
-
-
-def _network(repository: Path, verb: str, remote: str, refspec: str) -> None:
     limit_s, place = network_limit_s(), without_passwords(remote)
     try:
-        git(repository, verb, "--quiet", remote, refspec, environment=_unattended(repository), limit_s=limit_s)
+        git(repository, verb, "--quiet", remote, *refspecs, environment=_unattended(repository), limit_s=limit_s)
     except UnavailableError as error:
         told = f"ADO_GIT_REMOTE {place}: {error}; try `git -C {repository} {verb} {place}` by hand"
         if any(text in str(error).lower() for text in _HOPELESS):
