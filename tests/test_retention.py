@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,10 @@ from orchestration import node, open_run, workspace
 from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.locks import held
 from mlx_tasks.retention import clean as cleaning
+from mlx_tasks.retention.airflow import served_copies
+from mlx_tasks.retention.objects import checkpoints, depots
 from mlx_tasks.retention.plan import seconds
+from mlx_tasks.retention.runs import KnownRun
 from mlx_tasks.tracking.rest import MlflowRest
 from mlx_tasks.workspace.mlflow_parent import end_parent
 from mlx_tasks.workspace.outs import locked_outs
@@ -215,6 +219,33 @@ def test_the_command_only_tells_until_it_is_told_to(world):
     done = o.mlx_tasks(world.env, "clean", "--older-than", "0m", "--yes")
     assert done.returncode == 0 and "Gone" in done.stdout, done.stdout
     assert not workspace(world.env, world.other).exists()
+
+
+def test_copies_of_checkpoints_go_with_their_run_and_the_model_that_served_last_stays(tmp_path):
+    store, state = tmp_path / "store", tmp_path / "state"
+    for run in ("busy", "ended"):
+        write(store / "checkpoints" / run / "train" / "objects" / "a", "12345")
+    for version in ("1", "2"):
+        write(state / "serving" / "models" / "digits" / version / "bundle" / "weights", "12345")
+    last = state / "serving" / "models" / "digits" / "2" / "bundle"
+    write(state / "serving" / "models" / "last_good.json", json.dumps({"folder": str(last)}))
+    places, later = Places(tmp_path, state, str(store)), time.time() + 60
+    runs = {"busy": KnownRun("busy", at_work=True)}
+    for area, why in (
+        (checkpoints(depots(places)[0], runs, later), "at work"),
+        (served_copies(places, later), "served last"),
+    ):
+        assert len(area.goes) == 1 and area.size == 5 and dict(area.stays) == {why: 1}
+        for _ in range(2):  # once more does no harm
+            area.goes[0].remove()
+    assert [path.parent.parent.parent.name for path in store.rglob("a")] == ["busy"]
+    assert [path.parent.parent.name for path in state.rglob("weights")] == ["2"]
+    assert served_copies(places, 0.0).stays == {"served last": 1}
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def test_without_a_registry_nothing_is_cleaned(env):

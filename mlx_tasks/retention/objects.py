@@ -162,7 +162,7 @@ def checkpoints(depot: Depot, runs: dict[str, KnownRun], before: float) -> Area:
     """Copies of checkpoints in the store, which only a run that is at work needs."""
     area = Area("checkpoints in the store")
     for path, size, when in depot.files("checkpoints"):
-        slug = path.removeprefix(f"{depot.root}/checkpoints/").partition("/")[0]
+        slug = path.rpartition("/checkpoints/")[2].partition("/")[0]
         run = runs.get(slug)
         why = "at work" if run and run.at_work else "young" if max(when, run.last if run else 0.0) > before else ""
         area.sort(depot.item(path, size), why)
