@@ -44,7 +44,7 @@ def scores(work):
 def test_the_image_text_model_says_what_its_score_is_worth(work, scores):
     facts = read_json(work / "image_text" / "model.json")
     assert facts["trained"] and facts["retrieval"]["choices"] == 4 and facts["retrieval"]["chance"] == 0.25
-    assert facts["retrieval"]["low"] > 0.5
+    assert facts["retrieval"]["low"] > 0.5 and facts["untrusted_because"] == ""
     assert facts["true_captions"] > facts["shuffled_captions"] + 10
     assert facts["config"]["max_bytes"] == 24  # "a handwritten three" has 19
 
@@ -189,6 +189,23 @@ def test_images_without_classes_or_captions_are_scored_and_no_image_text_score_i
     assert all("image_text_score" not in row["metrics"] for row in scores["rows"])
     assert scores["setup"]["no_image_text_score_because"] == "the training images have no captions, or all the same one"
     assert scores["setup"]["samples"] == 80 < scores["setup"]["samples_asked"]
+
+
+def test_captions_that_read_alike_give_a_score_that_nothing_is_chosen_by(tmp_path):
+    make_workspace(tmp_path)
+    work = tmp_path / "work"
+    manifest = pd.read_parquet(work / "dataset" / "manifest.parquet")
+    manifest.assign(caption="of many, " * 70 + manifest["caption"]).to_parquet(work / "dataset" / "manifest.parquet")
+    write_json(work / "schedules" / "schedules.json", {"rows": []})
+    settings = {"slots": [0], "nfe": [2], "bootstrap": 10, "feature_steps": 3, "image_text_steps": 5}
+    for stage in ("features", "image_text"):
+        run_stage(tmp_path, stage, **settings)
+    facts = read_json(work / "image_text" / "model.json")
+    assert (facts["window_bytes"], facts["captions_cut"]) == (96, 360)
+    assert facts["untrusted_because"].startswith("of 100% of the test images the caption's first 96 bytes are those of")
+    scores = evaluate(tmp_path, **settings)
+    judged = scores["sanity"]["image_text_score"]
+    assert not judged["trusted"] and judged["broken"][-1] == facts["untrusted_because"]
 
 
 def test_the_sanity_ladder_is_in_the_scores_and_what_failed_it_decides_nothing(scores):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_tasks.errors import DataError, DivergedError
+from mlx_tasks.metrics.caption_window import WIDEST, WINDOW, count_cut, share_alike, window_for
 from mlx_tasks.metrics.image_text import (
     PAD,
     ImageTextConfig,
@@ -121,6 +122,42 @@ def test_the_score_is_a_hundred_times_the_positive_cosine(trained):
     cosines = similarities(trained[0], images, captions)
     assert (abs(cosines) <= 1 + 1e-6).all()
     np.testing.assert_allclose(image_text_scores(trained[0], images, captions), 100 * np.maximum(cosines, 0))
+
+
+@pytest.mark.parametrize(
+    ("captions", "window"),
+    [
+        (["a cat", "a dog!!"], 8),
+        (["x" * 100 + "cat", "x" * 100 + "dog"], 104),
+        (["cat" + "x" * 300, "dog" + "x" * 300], WINDOW),
+        (["x" * 400 + "cat", "x" * 400 + "dog" + "y" * 400], WIDEST),
+        (["x" * 600 + "cat", "x" * 600 + "dog"], WINDOW),
+        (["ü" * 60 + "cat", "ü" * 60 + "dog"], 128),
+        ([""], 8),
+    ],
+)
+def test_the_window_is_as_wide_as_captions_need_to_be_told_apart(captions, window):
+    assert window_for(captions) == window
+
+
+def test_what_the_window_cuts_is_counted_and_captions_that_then_read_alike_are_found():
+    captions = ["x" * 600 + word for word in ("cat", "dog", "cat")] + ["cup"]
+    assert count_cut(captions, WINDOW) == 3
+    assert share_alike(captions, np.array([0, 1, 0, 2]), WINDOW) == 0.75
+    assert share_alike(captions, np.array([0, 0, 0, 2]), WINDOW) == 0
+
+
+def test_captions_that_begin_alike_are_learned_to_their_end():
+    prefix = "one of many pictures of this set, taken in the same light against the same wall, and showing this: a "
+    images, _, _ = _shapes(300, 0)
+    words = ["circle", "square", "lying band", "standing band"]
+    captions = [prefix + words[kind] for kind in _shapes(300, 0)[1]]
+    window = window_for(captions)
+    assert WINDOW < len(prefix) < window
+    model = ImageTextModel(ImageTextConfig(1, width=8, dimension=16, max_bytes=window), seed=0)
+    list(train_image_text(model, images, captions, 100, 32, seed=0))
+    fresh, kinds, _ = _shapes(100, 1)
+    assert retrieval(model, fresh, [prefix + words[kind] for kind in kinds], kinds, seed=0).accuracy.value > 0.9
 
 
 def test_training_again_gives_the_same_weights():

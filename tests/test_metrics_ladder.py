@@ -22,6 +22,15 @@ def rows(**metrics):
 GOOD = (0.02, 0.03, 0.04, 0.05, 0.15, 1.2, 6.0)
 
 
+def test_what_is_known_to_say_nothing_is_not_trusted_whatever_order_it_gives():
+    scores = (40.0, None, None, None, None, None, 5.0)
+    assert check_ladder(rows(image_text_score=scores))["image_text_score"]["trusted"]
+    judged = check_ladder(
+        rows(image_text_score=scores), {"image_text_score": "captions read alike", "clip_score": "no"}
+    )
+    assert judged == {"image_text_score": {"trusted": False, "broken": ["captions read alike"], "checked": 1}}
+
+
 def test_a_metric_that_orders_every_pair_is_trusted():
     judged = check_ladder(rows(frechet_distance=GOOD))
     assert judged == {"frechet_distance": {"trusted": True, "broken": [], "checked": 7}}

@@ -12,8 +12,8 @@ from mlx_tasks.data.metadata import Metadata, ignored_lines
 from mlx_tasks.data.told import Told, counted, counts, some
 from mlx_tasks.data.tree import Tree
 
-LONG_CAPTION = 1000
-"""Bytes above which a caption is remarkable."""
+LONG_CAPTION = 96
+"""Bytes of a caption that the built-in image-text model reads where it need not read more."""
 
 
 def tell(
@@ -66,7 +66,11 @@ def _captions(metadata: Metadata, beside: Beside, listing: Listing) -> list[str]
     if (written or metadata.files) and empty:
         lines.append(f"{counted(empty, 'picture')} with an empty caption, as given (data.max_uncaptioned)")
     if longest > LONG_CAPTION:
-        lines.append(f"the longest caption has {longest} bytes")
+        over = int((listing.captions.sizes() > LONG_CAPTION).sum())
+        lines.append(
+            f"{counted(over, 'caption')} of more than {LONG_CAPTION} bytes, the longest of {longest}: kept whole, "
+            "and the built-in image-text score may read the beginning alone (docs/metrics.md)"
+        )
     return lines
 
 

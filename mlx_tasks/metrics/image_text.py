@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_write_bytes, read_json, write_json
+from mlx_tasks.metrics.caption_window import WINDOW
 from mlx_tasks.metrics.normal import normal
 
 PAD = 256
@@ -34,7 +35,7 @@ class ImageTextConfig:
     channels: int
     width: int = 16
     dimension: int = 64
-    max_bytes: int = 96
+    max_bytes: int = WINDOW
 
 
 class ImageEncoder(nn.Module):

@@ -47,14 +47,21 @@ DECIDING = ("frechet_distance", "frechet_distance_embedded", "kernel_distance", 
 """What a winner may be chosen by: the first of these that is trusted."""
 
 
-def check_ladder(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def check_ladder(
+    rows: Sequence[Mapping[str, Any]], distrusted: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """{metric: {trusted, broken, checked}} from scores.json's reference rows.
 
     broken: a sentence for every pair in the wrong order or equal; checked: how many pairs there were. A metric of whose
     pairs none was scored is not trusted either: nothing is known of it here.
+    distrusted: {metric: why} of those that are known to say nothing, whatever order they give.
     """
     metrics = {row["candidate"]: row["metrics"] for row in rows if row["kind"] == "reference"}
-    return {name: _checked(name, pairs, metrics) for name, pairs in ORDERS.items() if _scored(name, metrics)}
+    judged = {name: _checked(name, pairs, metrics) for name, pairs in ORDERS.items() if _scored(name, metrics)}
+    for name, why in (distrusted or {}).items():
+        if name in judged:
+            judged[name] |= {"trusted": False, "broken": [*judged[name]["broken"], why]}
+    return judged
 
 
 def deciding_metric(sanity: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:

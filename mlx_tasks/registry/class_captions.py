@@ -53,11 +53,12 @@ class ClassCaptions:
 def of_run(folder: Path, train: ImageSet) -> ClassCaptions | None:
     """What a run's stage `image_text` trained, with each class' commonest caption of the training split.
 
-    None where the stage had no captions to learn, or a class has none.
+    None where the stage had no captions to learn, or cannot tell them apart, or a class has none.
     """
     from mlx_tasks.metrics.image_text import load_image_text
 
-    if not train.class_names or not read_json(folder / "model.json")["trained"]:
+    facts = read_json(folder / "model.json")
+    if not train.class_names or not facts["trained"] or facts.get("untrusted_because"):
         return None
     told: list[Counter[str]] = [Counter() for _ in train.class_names]
     for label, caption in zip(train.labels, train.captions, strict=True):

@@ -13,6 +13,7 @@ from mlx_tasks.metrics.entries import open_entries
 from mlx_tasks.metrics.held_out import open_held_out
 from mlx_tasks.metrics.ladder import check_ladder, deciding_metric
 from mlx_tasks.metrics.parts import Parts, check_candidate, read_parts
+from mlx_tasks.metrics.scalars import IMAGE_TEXT
 from mlx_tasks.metrics.timing import LATENCY_REPEATS, timed_rows
 from mlx_tasks.metrics.winner import choose_winner
 from mlx_tasks.stages.context import StageContext
@@ -40,7 +41,7 @@ def run(context: StageContext) -> None:
         check_candidate(candidate, row, drawer.bundle(candidate.bundle).digest)
     rows = [*scored[:first], *_timed(context, candidates, scored[first:], drawer)]
 
-    sanity = check_ladder(rows)
+    sanity = check_ladder(rows, _distrusted(parts))
     metric, why = deciding_metric(sanity)
     winner = choose_winner(rows, metric, sanity) | {"because": why}
     by_name = {candidate.name: candidate for candidate in candidates}
@@ -70,6 +71,12 @@ def run(context: StageContext) -> None:
     write_json(context.work / "metrics" / "evaluate.json", flat)
     atomic_write_text(context.work / "plots" / "evaluate.csv", plot_rows(rows))
     _record(context, rows, winner, flat)
+
+
+def _distrusted(parts: Parts) -> dict[str, str]:
+    """Metrics whose own model says that it tells nothing apart, with why."""
+    why = parts.setup["image_text"].get("untrusted_because")
+    return {IMAGE_TEXT: why} if why else {}
 
 
 def _unscored(parts: Parts) -> list[LeftOut]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from mlx_tasks.data.loader import ImageSet, load_split, to_float
 from mlx_tasks.files import atomic_folder, write_json
+from mlx_tasks.metrics.caption_window import MOST_ALIKE, count_cut, share_alike, window_for
 from mlx_tasks.stages.context import StageContext
+
+if TYPE_CHECKING:
+    from mlx_tasks.metrics.image_text_training import Retrieval
 
 BATCH_SIZE = 64
 
@@ -16,8 +22,9 @@ def run(context: StageContext) -> None:
 
     model.json holds the model's config, `trained`, and how well it tells captions apart: `retrieval` (share of test
     images whose own caption beats those of other classes, with interval and chance), the image-text score of true
-    captions and of the same captions shuffled. Where captions say nothing (fewer than two different ones), `trained`
-    is false with a `reason`, and no image-text score is given anywhere.
+    captions and of the same captions shuffled. `untrusted_because` says why the score cannot tell captions apart, where
+    it cannot: it then chooses nothing (metrics/ladder.py). Where captions say nothing (fewer than two different ones),
+    `trained` is false with a `reason`, and no image-text score is given anywhere.
     """
     from mlx_tasks.metrics.image_text import ImageTextConfig, ImageTextModel, image_text_scores, save_image_text
     from mlx_tasks.metrics.image_text_training import retrieval, train_image_text
@@ -32,8 +39,11 @@ def run(context: StageContext) -> None:
         context.progress.say(f"no image-text model: {reason}")
         return
 
-    longest = max(len(caption.encode("utf-8")) for caption in [*train.captions, *test.captions])
-    sizes = ImageTextConfig(train.images.shape[-1], max_bytes=min(96, -(-longest // 8) * 8))
+    window = window_for([*train.captions, *test.captions])
+    cut = count_cut([*train.captions, *test.captions], window)
+    if cut:
+        context.progress.say(f"{cut} captions are longer than the {window} bytes that this model reads of each")
+    sizes = ImageTextConfig(train.images.shape[-1], max_bytes=window)
     model = ImageTextModel(sizes, config.seed)
     steps = config.evaluate.image_text_steps
     for record in train_image_text(model, to_float(train.images), train.captions, steps, BATCH_SIZE, config.seed):
@@ -44,8 +54,12 @@ def run(context: StageContext) -> None:
     found = retrieval(model, images, test.captions, groups, config.seed, config.evaluate.confidence)
     order = np.random.Generator(np.random.PCG64([config.seed, 1])).permutation(len(images))
     shuffled = [test.captions[i] for i in order]
+    untrusted = _why_untrusted(found, share_alike(test.captions, groups, window), window)
     facts = {
         "trained": True,
+        "untrusted_because": untrusted,
+        "window_bytes": window,
+        "captions_cut": cut,
         "steps": steps,
         "training_pairs": len(train),
         "test_pairs": len(test),
@@ -63,6 +77,8 @@ def run(context: StageContext) -> None:
         },
         0,
     )
+    if untrusted:
+        context.progress.say(f"the image-text score chooses nothing here: {untrusted}")
     context.progress.say(
         f"retrieval {found.accuracy.value:.3f} of {found.choices} (chance {found.chance:.2f}); image-text score of "
         f"true captions {facts['true_captions']:.1f}, of shuffled ones {facts['shuffled_captions']:.1f}"
@@ -74,6 +90,18 @@ def _why_not(train: ImageSet, test: ImageSet) -> str:
         return "the training images have no captions, or all the same one"
     if len(np.unique(_groups(test))) < 2:
         return "the test split's captions all mean the same"
+    return ""
+
+
+def _why_untrusted(found: Retrieval, alike: float, window: int) -> str:
+    """Why the score cannot tell captions apart, or nothing."""
+    if alike > MOST_ALIKE:
+        return f"of {alike:.0%} of the test images the caption's first {window} bytes are those of another kind's"
+    if found.accuracy.low is not None and found.accuracy.low <= found.chance:
+        return (
+            f"its model picks the right one of {found.choices} captions {found.accuracy.value:.2f} of the time, not "
+            f"above chance ({found.chance:.2f}) beyond the noise"
+        )
     return ""
 
 
