@@ -48,42 +48,42 @@ LAYOUTS = {
         "", {"images/1.png": "", "images/2.png": ""}, {f"images/{n}.png": (None, None, None) for n in (1, 2)}
     ),
     "`1.png 1.txt`": Layout(
-        "captions beside the pictures: 2 .txt",
+        "captions beside the images: 2 .txt",
         {"1.png": "", "1.txt": "one", "2.png": "", "2.txt": "two\n"},
         {"1.png": (None, "one", None), "2.png": (None, "two", None)},
     ),
     "`img/10_dog/1.png img/10_dog/1.caption`": Layout(
-        "captions beside the pictures: 1 .caption",
+        "captions beside the images: 1 .caption",
         {"img/10_dog/1.png": "", "img/10_dog/1.caption": "one"},
         {"img/10_dog/1.png": (None, "one", None)},
     ),
     "`cat/1.png cat/1.png.txt dog/2.png`": Layout(
-        "captions beside the pictures: 1 .txt",
+        "captions beside the images: 1 .txt",
         {"cat/1.png": "", "cat/1.png.txt": "asleep", "dog/2.png": ""},
         {"cat/1.png": ("cat", "asleep", None), "dog/2.png": ("dog", "dog", None)},
     ),
     "`images/1.png metadata.jsonl` (`file_name`, `text`)": Layout(
-        "metadata.jsonl: rows about pictures, by the columns file_name, text",
+        "metadata.jsonl: rows about images, by the columns file_name, text",
         {"images/1.png": "", "metadata.jsonl": lines({"file_name": "images/1.png", "text": "one"})},
         {"images/1.png": (None, "one", None)},
     ),
     "`train/1.png train/metadata.csv` (`file_name`, `label`)": Layout(
-        "train/metadata.csv: rows about pictures, by the columns file_name, label",
+        "train/metadata.csv: rows about images, by the columns file_name, label",
         {"train/1.png": "", "train/2.png": "", "train/metadata.csv": "file_name,label\n1.png,a\n2.png,b\n"},
         {"train/1.png": ("a", "a", "train"), "train/2.png": ("b", "b", "train")},
     ),
     "`1.png captions.csv` (`Image`; `Prompt`)": Layout(
-        "captions.csv: rows about pictures, by the columns Image, Prompt",
+        "captions.csv: rows about images, by the columns Image, Prompt",
         {"1.png": "", "captions.csv": "Image;Prompt\n1.png;one\n"},
         {"1.png": (None, "one", None)},
     ),
     "`1.png meta.json` (`{picture: caption}`)": Layout(
-        "meta.json: rows about pictures, by the columns file_name, text",
+        "meta.json: rows about images, by the columns file_name, text",
         {"1.png": "", "meta.json": json.dumps({"1.png": "one"})},
         {"1.png": (None, "one", None)},
     ),
     "`images/1.png padded_images/1.png metadata1000.jsonl`": Layout(
-        "1 picture of padded_images/, none of which has a caption",
+        "1 image of padded_images/, none of which has a caption",
         {
             "images/1.png": "",
             "padded_images/1.png": "",
@@ -139,7 +139,7 @@ LAYOUTS = {
         },
     ),
     "`train/cat/1.png train/dog/2.png val/3.png` (no classes in val)": Layout(
-        "1 picture of val/, none of which has a label",
+        "1 image of val/, none of which has a label",
         {"train/cat/1.png": "", "train/dog/2.png": "", "val/3.png": ""},
         {"train/cat/1.png": ("cat", "cat", "train"), "train/dog/2.png": ("dog", "dog", "train")},
     ),
@@ -153,7 +153,7 @@ LAYOUTS = {
         },
     ),
     "`images/1.png masks/1.png`": Layout(
-        "2 classes named images, masks: that looks like where pictures lie",
+        "2 classes named images, masks: that looks like where images lie",
         {"images/1.png": "", "masks/1.png": ""},
         {"images/1.png": ("images", "images", None), "masks/1.png": ("masks", "masks", None)},
     ),
@@ -208,7 +208,7 @@ def test_parquet_rows_are_read(tmp_path, name):
     files = {f"{n}.png": "" for n in range(3)} | {name: parquet(rows, tmp_path)}
     source = read_folder(build(tmp_path / "set", files), seed=0)
     assert [one.caption for one in source.candidates] == ["number 0", "number 1", "number 2"]
-    assert f"found: {name}: rows about pictures, by the columns file_name, prompt" in source.told.lines()
+    assert f"found: {name}: rows about images, by the columns file_name, prompt" in source.told.lines()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_row_with_a_leading_slash_says_which_picture_it_means(tmp_path):
         ("rows.csv", "image,text\n1.png,a\n1.png,b\n", "'1.png' has a row already"),
         ("rows.csv", "image,width\n1.png,3\n", "it has neither captions nor labels"),
         ("rows.csv", "image,text\n", "it has no rows"),
-        ("rows.csv", "image,text\n7.png,a\n8.png,b\n1.png,c\n", "only 1 of its 3 rows name a picture that is there"),
+        ("rows.csv", "image,text\n7.png,a\n8.png,b\n1.png,c\n", "only 1 of its 3 rows name an image that is there"),
         ("rows.csv", b"image,text\n1.png,\xff\xfe\n", "as UTF-8"),
         ("rows.jsonl", '{"image": "1.png"\n', "line 1 is not JSON"),
         ("rows.json", "[" * 100_000, "nested too deeply"),
@@ -271,7 +271,7 @@ def test_two_tables_of_the_same_pictures_are_both_named_and_neither_read(tmp_pat
     files = {"1.png": "", "a.csv": "image,text\n1.png,a\n", "b.csv": "image,text\n1.png,b\n"}
     source = read_folder(build(tmp_path, files), 0)
     assert source.candidates[0].caption is None
-    assert "a.csv, which is not read: b.csv names the same pictures" in source.told.passed_over
+    assert "a.csv, which is not read: b.csv names the same images" in source.told.passed_over
 
 
 def test_two_tables_of_different_pictures_are_both_read(tmp_path):
@@ -318,7 +318,7 @@ def captions_with_empty(tmp_path: Path, empty: int, kind: str) -> list[tuple[str
     else:
         files |= {f"{n}.txt": text for n, text in texts.items()}
     found = read_folder(build(tmp_path, files), 0, max_uncaptioned=0.2)
-    assert (f"found: {empty} pictures with an empty caption" in "\n".join(found.told.lines())) == (empty == 2)
+    assert (f"found: {empty} images with an empty caption" in "\n".join(found.told.lines())) == (empty == 2)
     return [(one.caption, one.problem and one.problem[1]) for one in found.candidates]
 
 

@@ -207,7 +207,7 @@ def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, reposit
     assert "30000 x 30000 pixels" in page
     summary = json.loads((tmp_path / "work" / "dataset" / "summary.json").read_text())
     assert (summary["images"], summary["accepted"], summary["channels"]) == (122, 111, 3)
-    assert summary["told"]["found"][0].startswith("119 pictures, 3 classes by the folders' names: bars 53, rings 52")
+    assert summary["told"]["found"][0].startswith("119 images, 3 classes by the folders' names: bars 53, rings 52")
     assert summary["told"]["passed_over"] == ["1 .md, 1 hidden"]
     assert "<li>passed over: 1 .md, 1 hidden</li>" in page
     printed = capsys.readouterr().out

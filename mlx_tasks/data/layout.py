@@ -116,7 +116,7 @@ def _odd_splits(folders: list[list[str]], wrapper: int) -> list[str]:
         like = sorted(path for path, name in names.items() if split_named(name))
         if len({split_named(names[path]) for path in like}) < 2:
             continue
-        others = sorted(path or "pictures beside the folders" for path, name in names.items() if not split_named(name))
+        others = sorted(path or "images beside the folders" for path, name in names.items() if not split_named(name))
         why = (
             f"to keep the splits, move what else is there out ({_some(others)})" if others else "none of them is train"
         )

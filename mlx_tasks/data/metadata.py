@@ -81,7 +81,7 @@ def read_metadata(tree: Tree) -> Metadata:
     for name, table in tried.items():
         rivals = [other for other in tried if other != name and not table.rows.keys().isdisjoint(tried[other].rows)]
         if rivals:
-            told.ignored[name] = f"{', '.join(map(posix, rivals))} names the same pictures"
+            told.ignored[name] = f"{', '.join(map(posix, rivals))} names the same images"
         else:
             _join(told, table)
     return told
@@ -144,7 +144,7 @@ def _unfit(table: _Table) -> str:
         return "it has neither captions nor labels"
     if 2 * len(table.rows) < total:
         first = next(iter(table.lost.values()))[1]
-        return f"only {len(table.rows)} of its {total} rows name a picture that is there ({first})"
+        return f"only {len(table.rows)} of its {total} rows name an image that is there ({first})"
     return ""
 
 

@@ -99,7 +99,7 @@ def read_card(path: Path, seed: int) -> Source:
         caption = clean_caption(template.format(label=names[label]))
         candidates.append(name, label=names[label], caption=caption)
     facts = {key: card[key] for key in ("title", "source", "licence") if key in card}
-    told = Told([f"{len(images)} pictures of {len(names)} classes, the built-in set {path.name}"])
+    told = Told([f"{len(images)} images of {len(names)} classes, the built-in set {path.name}"])
     return Source(str(card["name"]), candidates, names, facts, told)
 
 

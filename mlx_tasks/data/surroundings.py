@@ -33,7 +33,7 @@ def tell(
     passed += ignored_lines(metadata)
     lacks = "label" if labels else "caption"
     passed += [
-        f"{counted(count, 'picture')} of {name}/, none of which has a {lacks}, as the others have: to use them, give "
+        f"{counted(count, 'image')} of {name}/, none of which has a {lacks}, as the others have: to use them, give "
         "them class folders, captions or a metadata file"
         for name, count in aside.items()
     ]
@@ -46,11 +46,11 @@ def _label_counts(listing: Listing) -> dict[str, int]:
 
 
 def _pictures(tree: Tree, labels: Counter[str], by_folder: bool) -> str:
-    pictures = counted(len(tree.paths), "picture")
+    images = counted(len(tree.paths), "image")
     if not labels:
-        return f"{pictures}, no classes"
+        return f"{images}, no classes"
     source = "the folders' names" if by_folder else "the metadata"
-    return f"{pictures}, {counted(len(labels), 'class', 'classes')} by {source}: {_classes(labels)}"
+    return f"{images}, {counted(len(labels), 'class', 'classes')} by {source}: {_classes(labels)}"
 
 
 def _classes(labels: Counter[str]) -> str:
@@ -58,13 +58,13 @@ def _classes(labels: Counter[str]) -> str:
 
 
 def _captions(metadata: Metadata, beside: Beside, listing: Listing) -> list[str]:
-    lines = [f"{name}: rows about pictures, by the columns {columns}" for name, columns in metadata.files.items()]
+    lines = [f"{name}: rows about images, by the columns {columns}" for name, columns in metadata.files.items()]
     written = {name: count for name, count in beside.read.items() if name != "empty"}
     if written:
-        lines.append(f"captions beside the pictures: {counts(written)}")
+        lines.append(f"captions beside the images: {counts(written)}")
     longest, empty = _lengths(listing)
     if (written or metadata.files) and empty:
-        lines.append(f"{counted(empty, 'picture')} with an empty caption, as given (data.max_uncaptioned)")
+        lines.append(f"{counted(empty, 'image')} with an empty caption, as given (data.max_uncaptioned)")
     if longest > LONG_CAPTION:
         over = int((listing.captions.sizes() > LONG_CAPTION).sum())
         lines.append(
@@ -95,14 +95,14 @@ def _odd_classes(labels: Counter[str], by_folder: bool) -> list[str]:
     lines = []
     if like := sorted(name for name in labels if looks_like_no_class(name)):
         lines.append(
-            f"{counted(len(like), 'class', 'classes')} named {some(like)}: that looks like where pictures lie, and not "
-            "like what is on them. Masks and the like belong out of the dataset; pictures without classes go straight "
+            f"{counted(len(like), 'class', 'classes')} named {some(like)}: that looks like where images lie, and not "
+            "like what is on them. Masks and the like belong out of the dataset; images without classes go straight "
             "into its folder; splits need a train folder and nothing beside the splits"
         )
     if repeats := sorted(name for name in labels if re.match(r"\d+_\D", name)):
         lines.append(f"class names with a number before them ({some(repeats)}): it is part of the name, and no repeat")
     if alone := sorted(name for name, count in labels.items() if count == 1):
-        lines.append(f"{counted(len(alone), 'class', 'classes')} of one picture only: {some(alone)}")
+        lines.append(f"{counted(len(alone), 'class', 'classes')} of one image only: {some(alone)}")
     return lines
 
 
@@ -110,7 +110,7 @@ def _odd_rows(tree: Tree, metadata: Metadata) -> list[str]:
     lines = []
     if metadata.lost:
         first = next(iter(metadata.lost.values()))[1]
-        lines.append(f"{counted(len(metadata.lost), 'metadata row')} without a picture, for example {first}")
+        lines.append(f"{counted(len(metadata.lost), 'metadata row')} without an image, for example {first}")
     if tree.refused:
         path, (_, detail) = next(iter(tree.refused.items()))
         lines.append(
