@@ -81,4 +81,4 @@ def test_columns_with_odd_names_are_no_columns(tmp_path):
     )
     source = read_folder(tmp_path, 0)
     assert source.candidates[0].caption == "a"
-    assert source.told.found[1] == "metadata.jsonl: rows about pictures, by the columns file_name, text"
+    assert source.told.found[1] == "metadata.jsonl: rows about images, by the columns file_name, text"

@@ -293,6 +293,12 @@ def test_lines_of_a_caption_file_are_captions_of_which_the_seed_takes_one(tmp_pa
     assert set(draws[0]) == {"x", "y"}
 
 
+def test_a_stray_text_beside_one_of_many_images_is_no_caption(tmp_path):
+    source = read_folder(build(tmp_path, {f"{n:02}.png": "" for n in range(11)} | {"07.txt": "a licence"}), 0)
+    assert {(one.caption, one.problem) for one in source.candidates} == {(None, None)}
+    assert source.told.passed_over == ["1 caption file beside images, too few to be captions of them all"]
+
+
 def test_caption_files_that_are_no_text_are_counted_and_their_pictures_marked(tmp_path):
     files = {
         "1.png": "",

@@ -11,6 +11,9 @@ from mlx_tasks.data.tree import Tree
 MAX_BYTES = 1 << 16
 """A caption file above this is no caption."""
 
+LEAST_SHARE = 0.1
+"""Share of the images in their folders below which caption files are something else (a licence beside its logo)."""
+
 _LONG, _NO_TEXT = f"over {MAX_BYTES >> 10} KB", "whose bytes are no UTF-8 text"
 _BOXES = re.compile(r"\d+(\s+-?\d+(\.\d+)?([eE][-+]?\d+)?){4,}")
 
@@ -27,10 +30,15 @@ class Beside:
         self._tree = tree
         self.read: Counter[str] = Counter()
         self.unlike: Counter[str] = Counter()
+        folders = Counter(path.rpartition("/")[0] for path in tree.beside)
+        images = sum(path.rpartition("/")[0] in folders for path in tree.paths) if folders else 0
+        self._few = len(tree.beside) < LEAST_SHARE * images
+        if self._few:
+            self.unlike["beside images, too few to be captions of them all"] = len(tree.beside)
 
     def captions(self, path: str) -> list[str] | None:
         """The lines of the file beside the picture, each a caption; [] where it is empty, None where there is none."""
-        file = self._tree.caption_file(path)
+        file = None if self._few else self._tree.caption_file(path)
         if file is None:
             return None
         try:
