@@ -380,6 +380,36 @@ def test_greedy_requests_shut_nobody_out(first):
             thread.join(30)
 
 
+@pytest.mark.parametrize(("proxy", "status"), [("127.0.0.1", 200), ("192.0.2.1", 429)])
+def test_a_full_queue_is_full_for_the_caller_that_filled_it(first, proxy, status):
+    """Who calls is told by a proxy's header, where the server was told of that proxy, and by nobody else's."""
+    running = Server("--bundle", str(first), "--queue", "2", "--proxy", proxy)
+    large = {"prompt": "one", "n": 16, "steps": 200, "guidance": 3.0, "seed": 1}
+    done = []
+
+    def ask():
+        with contextlib.suppress(httpx.HTTPError):
+            done.append(httpx.post(f"{running.url}/v1/images/generations", json=large, timeout=60, trust_env=False))
+
+    try:
+        running.wait()
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 30
+        while not done and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert done[0].status_code == 429
+        body = {"prompt": "one", "n": 4}
+        assert running.draw(**body).status_code == 429
+        forwarded = {"X-Forwarded-For": "198.51.100.7"}
+        assert running.http.post("/v1/images/generations", json=body, headers=forwarded).status_code == status
+    finally:
+        running.stop(signal.SIGKILL)
+        for thread in threads:
+            thread.join(30)
+
+
 def test_a_client_that_leaves_frees_its_place(first):
     running = Server("--bundle", str(first), "--batch", "1")
     try:
