@@ -12,7 +12,9 @@ from airflow.sdk import Asset, Param, TriggerRule, dag, task
 from mlx_tasks.assets import CHAMPION, in_order
 from mlx_tasks.dag_settings import ACCELERATOR, RETRIES
 from mlx_tasks.errors import RETRYABLE
+from mlx_tasks.serving.addresses import configured
 
+SERVERS = configured(os.environ)
 PARAMS = {
     "model": Param(
         os.environ.get("ADO_MODEL", "digits-sampler@champion"),
@@ -22,10 +24,12 @@ PARAMS = {
         description="NAME@ALIAS or NAME/VERSION in the registry. An asset event that names a version goes before it.",
     ),
     "url": Param(
-        os.environ.get("ADO_SERVER_URL", ""),
+        SERVERS[0] if os.environ.get("ADO_SERVER_URL") else "",
         type="string",
+        enum=[*SERVERS, ""],
         title="Server",
-        description="Address of a server that follows the alias `serving`; empty: only alias and bundle are verified.",
+        description="A server of ADO_SERVER_URL or ADO_SERVER_URLS that follows the alias `serving`; empty: "
+        "only alias and bundle are verified.",
     ),
 }
 WHY = "why"

@@ -67,7 +67,7 @@ def add_commands(commands: Any) -> None:
         if name in ("swap", "rollback"):
             step.add_argument("--token", help="names this deployment; a rollback with it undoes no other")
         if name == "verify":
-            step.add_argument("--url", help=f"a server that follows the alias; its key in {KEY_VARIABLE}")
+            step.add_argument("--url", help=f"a server of ADO_SERVER_URL or ADO_SERVER_URLS; its key in {KEY_VARIABLE}")
             step.add_argument("--patience", type=float, default=60.0, help="seconds the server may take")
 
 
@@ -215,10 +215,12 @@ def _swap(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.serving.addresses import check_address
     from mlx_tasks.serving.deploy import verify
 
     key = os.environ.get(KEY_VARIABLE) or None
-    print(json.dumps(verify(_registry(), arguments.model, arguments.url, arguments.patience, key)))
+    url = check_address(arguments.url, key, os.environ) if arguments.url else None
+    print(json.dumps(verify(_registry(), arguments.model, url, arguments.patience, key)))
     return 0
 
 

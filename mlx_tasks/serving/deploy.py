@@ -195,7 +195,9 @@ class _Service:
 
         self._url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self._url, timeout=30.0, trust_env=False, headers=headers)
+        self._http = httpx.Client(
+            base_url=self._url, timeout=30.0, trust_env=False, headers=headers, follow_redirects=False
+        )
 
     def wait_for(self, digest: str, patience_s: float, version: str | None = None) -> None:
         """Return once this bundle serves, as this version: another one may hold the same bytes.
@@ -232,6 +234,11 @@ class _Service:
             answer = self._http.request(method, path, **options)
             if answer.status_code >= 400 and path != "/readyz":
                 raise UnavailableError(f"{path} answers {answer.status_code}: {answer.text[:200]}")
-            return answer.json()
+            if not answer.has_redirect_location:
+                return answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise UnavailableError(f"{path}: {type(error).__name__} {error}") from error
+        raise DataError(
+            f"{self._url}{path} redirects to {answer.headers['location']!r:.200}, and a key is taken nowhere else: "
+            "configure the server's own address"
+        )
