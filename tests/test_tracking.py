@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from ports import free_port
 
+from mlx_tasks.cli import main
 from mlx_tasks.config import Config
-from mlx_tasks.errors import BusyError, DataError, InterruptedStageError, UnavailableError
+from mlx_tasks.errors import BusyError, DataError, ExitCode, InterruptedStageError, UnavailableError
+from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.tracking import mlflow_tracker
 from mlx_tasks.tracking.journal import Journal
 from mlx_tasks.tracking.mlflow_tracker import LocalTracker, flatten, open_tracker
 from mlx_tasks.tracking.rest import MlflowRest
 from mlx_tasks.tracking.shipper import METRICS_A_BATCH, ship_once, ship_records
+from mlx_tasks.workspace.mlflow_parent import experiment_note
 
 pytest_plugins = ["mlflow_server"]
 
@@ -333,3 +336,90 @@ def test_the_tracker_imports_neither_mlflow_nor_mlx():
     code = "import sys, mlx_tasks.tracking.mlflow_tracker as t; print({'mlflow', 'mlx', 'torch'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "set()"
+
+
+# ---- a server that takes metrics and no files
+
+
+def record(root, caplog=None):
+    with open_tracker(root, "train", CONFIG) as tracker:
+        tracker.metrics({"train/loss": 1.0}, 1)
+        tracker.image("grid", np.full((4, 4), 200, np.uint8), 1)
+        (root / "notes.txt").write_text("kept")
+        tracker.artifact(root / "notes.txt", "docs")
+        tracker.metrics({"train/loss": 0.5}, 2)
+        tracker.tags({"done": "yes"})
+
+
+def files_of(rest, run_id, folder):
+    rest.get_artifacts(rest.run(run_id)["info"]["artifact_uri"], folder)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("root_uri", ["s3://somebodys-bucket/mlruns", "file:///srv/mlruns"])
+def test_an_experiment_with_a_root_of_its_own_gets_the_metrics_and_the_files_can_follow(
+    tracked, tmp_path, monkeypatch, caplog, root_uri
+):
+    rest, name = MlflowRest(tracked.uri), f"older-{root_uri[:4]}"
+    rest.call("POST", "experiments/create", {"name": name, "artifact_location": root_uri})
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    record(tmp_path)
+    told = caplog.text
+    assert "metrics-only" in told and root_uri in told and "Set MLFLOW_EXPERIMENT_NAME to a name" in told
+    assert told.index("metrics-only") < told.index("images_and_files_on_disk=2")
+    journal = Journal(tmp_path / ".run" / "records", "train")
+    first = journal.state()["run_id"]
+    assert history(rest, first, "train/loss") == [(1, 1.0), (2, 0.5)]
+    run = rest.run(first)
+    assert run["info"]["status"] == "FINISHED" and {"key": "done", "value": "yes"} in run["data"]["tags"]
+    assert len(journal.kept()) == 2 and journal.pending_bytes() > 0
+    assert not (tmp_path / "srv").exists()
+
+    assert main(["ship-records", "--root", str(tmp_path)]) == ExitCode.BAD_INPUT  # nothing has changed: still waiting
+    assert len(journal.kept()) == 2
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{name}-new")
+    assert main(["ship-records", "--root", str(tmp_path)]) == 0
+    second = journal.state()["run_id"]
+    assert second != first and journal.kept() == [] and journal.pending_bytes() == 0
+    assert history(rest, second, "train/loss") == [(1, 1.0), (2, 0.5)]
+    found = files_of(rest, second, tmp_path / "fetched")
+    assert found[0] == "docs/notes.txt" and len(found) == 3 and found[1].startswith("images/grid+step+1")
+
+
+@pytest.mark.e2e
+def test_a_broken_store_behind_the_server_holds_back_no_metric(tracked, tmp_path, monkeypatch):
+    rest = MlflowRest(tracked.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "broken-store")
+    store, aside = tracked.folder / "artifacts", tracked.folder / "aside"
+    if store.exists():
+        store.rename(aside)
+    store.write_text("no folder")
+    try:
+        record(tmp_path)
+        journal = Journal(tmp_path / ".run" / "records", "train")
+        run_id = journal.state()["run_id"]
+        assert history(rest, run_id, "train/loss") == [(1, 1.0), (2, 0.5)]
+        assert rest.run(run_id)["info"]["status"] == "FINISHED" and len(journal.kept()) == 2
+    finally:
+        store.unlink()
+        if aside.exists():
+            aside.rename(store)
+    assert ship_records(tmp_path, tracked.uri) == {"train": 2}
+    assert journal.kept() == [] and journal.state()["run_id"] == run_id
+    assert len(files_of(rest, run_id, tmp_path / "fetched")) == 3
+
+
+@pytest.mark.e2e
+def test_no_version_is_made_whose_files_nobody_could_fetch(tracked, tmp_path, monkeypatch):
+    from registry_workspace import make_workspace, run_register
+
+    rest = MlflowRest(tracked.uri)
+    rest.call("POST", "experiments/create", {"name": "files-elsewhere", "artifact_location": "file:///srv/mlruns"})
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "files-elsewhere")
+    with pytest.raises(DataError, match=r"keeps files at file:///srv/mlruns.*Set MLFLOW_EXPERIMENT_NAME"):
+        run_register(make_workspace(tmp_path), Config(gate={"limits": []}, register={"model_name": "nowhere"}))
+    assert Registry(tracked.uri).versions("nowhere") == []
+    assert "files-elsewhere" in experiment_note()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "broken-store")
+    assert experiment_note() == ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_tasks.errors import DataError, UnavailableError
-from mlx_tasks.tracking.rest import MlflowRefused, MlflowRest
+from mlx_tasks.tracking.rest import ELSEWHERE, ArtifactsElsewhere, MlflowRefused, MlflowRest, is_proxied
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,10 @@ class Registry:
         return _version(self._rest.call("POST", "model-versions/create", body)["model_version"])
 
     def _log(self, bundle: Path, run_id: str, key: str) -> str:
-        """The id of a fresh logged model."""
+        """The id of a fresh logged model.  Raises: ArtifactsElsewhere where its files could not be fetched again."""
+        info = self._rest.run(run_id)["info"]
+        if not is_proxied(str(info.get("artifact_uri"))):
+            raise ArtifactsElsewhere(f"MLflow at {self.uri} keeps files at {info.get('artifact_uri')}: {ELSEWHERE}")
         # MLflow's own default is seven tries over minutes; whoever runs the stage tries again anyway.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -240,7 +243,7 @@ class Registry:
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         # Without an active run MLflow puts the model into the process's experiment, whatever the run's is.
-        mlflow.set_experiment(experiment_id=self._rest.run(run_id)["info"]["experiment_id"])
+        mlflow.set_experiment(experiment_id=info["experiment_id"])
         with self._answering(), tempfile.TemporaryDirectory() as folder:
             logged = Model.log(
                 None,

@@ -17,7 +17,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _ship(arguments: argparse.Namespace) -> int:
-    from mlx_tasks.tracking.rest import URI_VARIABLE, tracking_uri
+    from mlx_tasks.tracking.journal import journals
+    from mlx_tasks.tracking.rest import ELSEWHERE, URI_VARIABLE, tracking_uri
     from mlx_tasks.tracking.shipper import ship_records
 
     uri = tracking_uri()
@@ -26,6 +27,9 @@ def _ship(arguments: argparse.Namespace) -> int:
     shipped = ship_records(arguments.root, uri)
     for name, lines in shipped.items():
         print(f"{name}: {lines} records shipped")
+    waiting = sum(len(journal.kept()) for journal in journals(arguments.root / ".run" / "records"))
+    if waiting:
+        raise DataError(f"{waiting} images and files still wait on disk: {ELSEWHERE}")
     if not shipped:
         print("nothing waits")
     return 0

@@ -2,7 +2,8 @@
 
     FOLDER/TARGET.jsonl      one JSON object a line: params, tags, metrics, image, artifact, status
     FOLDER/TARGET/           copies of the images and artifacts the lines name
-    FOLDER/TARGET.run.json   whose it is (`identity`), its MLflow run, and how many bytes are there (`offset`)
+    FOLDER/TARGET.run.json   whose it is (`identity`), its MLflow run, how many bytes are there (`offset`), and which
+                             lines before that wait for a place that takes files (`kept`: offset and end of each)
 
 A line is written with one call and no flush to the platters: it survives `kill -9` of its writer, and of a power cut it
 loses the last seconds, never its middle. A torn last line is cut off when the journal is opened again.
@@ -115,7 +116,11 @@ class Journal:
     def pending_bytes(self) -> int:
         """Bytes not yet at the server."""
         size = self.lines_path.stat().st_size if self.lines_path.exists() else 0
-        return max(0, size - int(self.state().get("offset", 0)))
+        return max(0, size - int(self.state().get("offset", 0))) + sum(end - start for start, end in self.kept())
+
+    def kept(self) -> list[tuple[int, int]]:
+        """(offset, end) of the lines that were passed over because no place took their files."""
+        return [(int(start), int(end)) for start, end in self.state().get("kept") or []]
 
     def move_aside(self) -> None:
         """Keep an unshipped journal under another name, drop a shipped or local one; the name is free after it."""

@@ -168,6 +168,8 @@ def open_tracker(root: Path, target: str, config: Config) -> Iterator[LocalTrack
         _begin(journal, root, config, uri)
         if rest:
             ensure_run(rest, journal)
+            if note := rest.artifact_note(journal.state()["experiment"]):
+                logger.warning("mlflow=metrics-only reason='%s'", note)
         tracker = MlflowTracker(journal) if rest else LocalTracker(journal)
         journal.append({"kind": "status", "status": "RUNNING", "time": now_ms()})
         tracker.params(config.dump())
@@ -244,6 +246,12 @@ def _finish(shipper: Shipper, journal: Journal, root: Path, patience_s: float) -
             journal.pending_bytes(),
         )
         return
+    if kept := journal.kept():
+        logger.warning(
+            "records=%s images_and_files_on_disk=%d fix='`mlx-tasks ship-records` once the server takes files'",
+            journal.lines_path,
+            len(kept),
+        )
     if time.monotonic() - started < patience_s:
         with contextlib.suppress(StageError, OSError, LookupError):
             uri = journal.state()["uri"]

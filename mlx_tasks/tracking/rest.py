@@ -6,7 +6,6 @@ Every call either works, or raises `UnavailableError` (ask again later) or `Mlfl
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mimetypes
 import os
@@ -22,6 +21,13 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "optimize_diffusion"
 
+ELSEWHERE = (
+    "the experiment was made with a root that does not go through the server. Set "
+    f"{EXPERIMENT_VARIABLE} to a name that is not taken: a new experiment keeps its files with the server (started "
+    "with --serve-artifacts, its default, and without --default-artifact-root)"
+)
+"""Why files cannot be kept, and the remedy."""
+
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -35,6 +41,10 @@ class MlflowRefused(StageError):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         super().__init__(message)
+
+
+class ArtifactsElsewhere(DataError):
+    """A run's files are kept where only the server, or a client with keys of its own, can write."""
 
 
 class MlflowRest:
@@ -64,15 +74,21 @@ class MlflowRest:
         """Drop the connections."""
         self._http.close()
 
-    def wait_until_healthy(self, patience_s: float) -> None:
-        """Return once the server answers its health check.  Raises: UnavailableError after `patience_s` seconds."""
+    def healthy(self) -> bool:
+        """Whether the server answers its health check now."""
         import httpx
 
+        try:
+            return self._http.get(f"{self.uri}/health", timeout=3.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def wait_until_healthy(self, patience_s: float) -> None:
+        """Return once the server answers its health check.  Raises: UnavailableError after `patience_s` seconds."""
         deadline = time.monotonic() + patience_s
         while True:
-            with contextlib.suppress(httpx.TransportError):
-                if self._http.get(f"{self.uri}/health", timeout=3.0).status_code == 200:
-                    return
+            if self.healthy():
+                return
             if time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"MLflow at {self.uri} did not answer /health within {patience_s:g} s: start it (`make up`), "
@@ -98,6 +114,18 @@ class MlflowRest:
                 f"MLflow's experiment {name!r} is deleted: restore it, or set {EXPERIMENT_VARIABLE} to another name"
             )
         return found["experiment_id"]
+
+    def artifact_note(self, name: str) -> str:
+        """What to say where an experiment's files cannot be written through the server; empty where they can."""
+        found = self.call("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        root = str(found.get("artifact_location", ""))
+        if is_proxied(root):
+            return ""
+        return (
+            f"MLflow's experiment {name!r} keeps its files at {root}, where this machine cannot put any: metrics, "
+            "params and tags are recorded, images and files wait on disk, and no model can be registered from it. "
+            f"{ELSEWHERE[0].upper()}{ELSEWHERE[1:]}; then `mlx-tasks ship-records` brings what waits"
+        )
 
     def create_run(self, experiment_id: str, name: str, tags: dict[str, str], start_ms: int | None = None) -> str:
         """The id of a new run."""
@@ -201,11 +229,8 @@ class MlflowRest:
         return f"{self.uri}/api/2.0/mlflow-artifacts/artifacts"
 
     def _inside(self, artifact_uri: str) -> str:
-        if not artifact_uri.startswith("mlflow-artifacts:"):
-            raise DataError(
-                f"MLflow at {self.uri} keeps artifacts at {artifact_uri}, outside its proxy: "
-                "start it with --serve-artifacts"
-            )
+        if not is_proxied(artifact_uri):
+            raise ArtifactsElsewhere(f"MLflow at {self.uri} keeps these files at {artifact_uri}: {ELSEWHERE}")
         return urlsplit(artifact_uri).path.strip("/")
 
     def rows(self, method: str, path: str, key: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -243,6 +268,11 @@ class MlflowRest:
         message = told.get("message", answer.text[:300])
         fix = ": check MLFLOW_TRACKING_TOKEN or _USERNAME and _PASSWORD" if answer.status_code in (401, 403) else ""
         raise MlflowRefused(code, f"MLflow at {self.uri} refused {method} {urlsplit(url).path}: {code} {message}{fix}")
+
+
+def is_proxied(artifact_uri: str) -> bool:
+    """Whether files at this address go through the server."""
+    return artifact_uri.startswith("mlflow-artifacts:")
 
 
 def json_number(value: float | str) -> float | str:

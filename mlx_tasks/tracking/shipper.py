@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from typing import Any
 
 from mlx_tasks.errors import BusyError, UnavailableError
 from mlx_tasks.tracking.journal import Journal, journals
-from mlx_tasks.tracking.rest import MlflowRefused, MlflowRest
+from mlx_tasks.tracking.rest import EXPERIMENT_VARIABLE, MlflowRefused, MlflowRest, is_proxied
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def ensure_run(rest: MlflowRest, journal: Journal) -> str:
     if run_id and not rest.run_is_active(run_id):
         logger.warning("mlflow_run=%s gone=true action='new run, all records shipped again'", run_id)
         run_id = None
-        journal.set_state(offset=0, run_id=None)
+        journal.set_state(offset=0, run_id=None, kept=[])
     elif not run_id:  # the process may have died between making the run and writing its id down
         run_id = rest.find_run(experiment_id, TOKEN_TAG, state["token"])
     if not run_id:
@@ -56,11 +57,27 @@ def ship_once(rest: MlflowRest, journal: Journal) -> int:
         start = 0
         while start < len(entries):
             stop = _batch_end(entries, start)
-            _ship(rest, journal, state, entries[start:stop])
-            state["offset"] = ends[stop - 1]
-            journal.set_state(offset=state["offset"])
-            shipped += stop - start
+            begin, end = int(state.get("offset", 0)), ends[stop - 1]
+            changes: dict[str, Any] = {"offset": end}
+            if _ship(rest, journal, state, entries[start:stop]):
+                shipped += stop - start
+            else:
+                changes["kept"] = state["kept"] = [*(state.get("kept") or []), [begin, end]]
+            state["offset"] = end
+            journal.set_state(**changes)
             start = stop
+
+
+def ship_kept(rest: MlflowRest, journal: Journal) -> int:
+    """Ship the lines whose files no place took before; how many are at the server now."""
+    shipped, state = 0, journal.state()
+    for start, end in journal.kept():
+        entries, ends = journal.read(start, limit=1)
+        if ends and ends[0] == end and not _ship(rest, journal, state, entries[:1]):
+            continue
+        shipped += 1
+        journal.set_state(kept=[list(pair) for pair in journal.kept() if pair != (start, end)])
+    return shipped
 
 
 def _batch_end(entries: list[dict[str, Any]], start: int) -> int:
@@ -74,9 +91,16 @@ def _batch_end(entries: list[dict[str, Any]], start: int) -> int:
     return max(stop, start + 1)
 
 
-def _ship(rest: MlflowRest, journal: Journal, state: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+def _ship(rest: MlflowRest, journal: Journal, state: dict[str, Any], entries: list[dict[str, Any]]) -> bool:
+    """Send lines of one kind; False where they are an image or a file that no place takes now, and must wait.
+
+    What a server refuses costs itself. An experiment's root outside the server, or a store behind it that is broken,
+    holds back no metric.
+    """
     first = entries[0]
     run_id = state["run_id"]
+    if first["kind"] in ("image", "artifact") and not is_proxied(state["artifact_uri"]):
+        return False  # told when the tracker was opened
     try:
         match first["kind"]:
             case "metrics":
@@ -96,6 +120,12 @@ def _ship(rest: MlflowRest, journal: Journal, state: dict[str, Any], entries: li
         logger.warning("record=%s skipped=true reason='its copy is gone: %s'", first["kind"], error.filename)
     except MlflowRefused as error:
         logger.warning("record=%s skipped=true reason='%s'", first["kind"], error)
+    except UnavailableError as error:
+        if first["kind"] not in ("image", "artifact") or not rest.healthy():
+            raise
+        logger.warning("record=%s kept=true reason='the server takes no files: %s'", first["kind"], error)
+        return False
+    return True
 
 
 def _ship_values(rest: MlflowRest, run_id: str, kind: str, values: dict[str, str]) -> None:
@@ -217,8 +247,21 @@ def ship_records(root: Path, uri: str, except_for: str | None = None) -> dict[st
                 continue
             try:
                 with journal.exclusive():
+                    _move_to_other_experiment(journal)
                     ensure_run(rest, journal)
-                    shipped[journal.name] = ship_once(rest, journal)
+                    shipped[journal.name] = ship_kept(rest, journal) + ship_once(rest, journal)
             except BusyError:
                 logger.info("records=%s skipped=true reason='a stage is writing them'", journal.name)
     return shipped
+
+
+def _move_to_other_experiment(journal: Journal) -> None:
+    """Record a journal with waiting files again from its start, where the experiment set now is another one.
+
+    A run cannot be moved, nor its root changed: it stays as it is, and a whole one stands in the new experiment.
+    """
+    asked, state = os.environ.get(EXPERIMENT_VARIABLE), journal.state()
+    if not journal.kept() or not asked or asked == state["experiment"]:
+        return
+    tags = {key: value for key, value in state["tags"].items() if key != "mlflow.parentRunId"}
+    journal.set_state(experiment=asked, tags=tags, token=uuid.uuid4().hex, run_id=None, offset=0, kept=[])

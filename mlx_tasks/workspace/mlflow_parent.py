@@ -37,6 +37,15 @@ def start_parent(name: str, tags: dict[str, str]) -> tuple[str | None, str | Non
     return run_id, run_url(uri, experiment, run_id)
 
 
+def experiment_note() -> str:
+    """What to say of an experiment whose files cannot be written from here; empty where they can, or without MLflow."""
+    uri = tracking_uri()
+    if uri is None:
+        return ""
+    with contextlib.closing(MlflowRest(uri)) as rest:
+        return rest.artifact_note(os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT)
+
+
 def end_parent(run_id: str | None, succeeded: bool) -> None:
     """Mark the run as ended. A server that is away is only logged: the work is done."""
     uri = tracking_uri()

@@ -20,7 +20,7 @@ from mlx_tasks.registry.same_data import other_source_note
 from mlx_tasks.workspace import git
 from mlx_tasks.workspace.again import lineage, with_alerts
 from mlx_tasks.workspace.dataset import dataset_folder, with_dataset
-from mlx_tasks.workspace.mlflow_parent import start_parent
+from mlx_tasks.workspace.mlflow_parent import experiment_note, start_parent
 from mlx_tasks.workspace.paths import Places, run_slug, workspace_path
 from mlx_tasks.workspace.secrecy import secrets_in
 from mlx_tasks.workspace.snapshot import DATASET, Snapshot, take_snapshot
@@ -76,8 +76,7 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
         _check_params(config)
         run = _make(places, run_id, config, path, commit, notes)
         run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run, reason))
-        if note := other_source_note(path, config):
-            run["notes"] = [*run.get("notes", []), note]
+        run["notes"] = [*run.get("notes", []), *filter(None, (experiment_note(), other_source_note(path, config)))]
         write_json(marker, run)
     return run
 
