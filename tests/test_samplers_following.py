@@ -1,5 +1,6 @@
 """Runs after a diffusers scheduler_config.json, against the real schedulers: closed-form denoisers and a network."""
 
+import inspect
 import json
 
 import diffusers
@@ -26,6 +27,7 @@ SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 LOW_END = {**SCALED, "final_sigmas_type": "sigma_min"}
 EULERS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
 DPM, UNIPC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
+PNDM = "PNDMScheduler"
 SINGLE, LCM = "DPMSolverSinglestepScheduler", "LCMScheduler"
 FLOW_EULER, FLOW_HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 EDM_EULER, EDM_DPM = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
@@ -99,6 +101,15 @@ CASES = [
     )),
     *(("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large", **more}, 8)
       for more in ({}, {**SCALED, "steps_offset": 0})),
+    *((PNDM, {"skip_prk_steps": skip, "set_alpha_to_one": one, "steps_offset": offset, **more}, n)
+      for skip, counts in ((True, (1, 2, 3, 10, 20)), (False, (4, 10, 50))) for n in counts
+      for one, offset, more in (
+          (False, 1, PLAIN), (True, 0, PLAIN), (False, 1, {**PLAIN, "prediction_type": "v_prediction"}),
+          (True, 1, COSINE),
+      )),
+    *((PNDM, {"skip_prk_steps": skip, "timestep_spacing": "trailing", **PLAIN}, 10) for skip in (True, False)),
+    (PNDM, {"skip_prk_steps": True, "steps_offset": 0, **PLAIN}, 7),
+    (PNDM, {"skip_prk_steps": True, "set_alpha_to_one": True, **TABLE}, 8),
     *(("DDPMScheduler", {"beta_schedule": "sigmoid", "clip_sample": False}, n) for n in (8, 20)),
 ]  # fmt: skip
 
@@ -201,6 +212,8 @@ def test_a_run_is_that_of_the_real_scheduler(case, monkeypatch):
         ("DPMSolverMultistepScheduler", COSINE),
         ("UniPCMultistepScheduler", {**SCALED, "use_exponential_sigmas": True}),
         ("DDIMScheduler", {**COSINE, "clip_sample": True}),
+        (PNDM, {**SCALED, "skip_prk_steps": True}),
+        (PNDM, {**COSINE, "set_alpha_to_one": True}),
     ],
 )
 def test_a_network_is_told_the_times_that_diffusers_tells_it(name, config, monkeypatch):
@@ -240,10 +253,17 @@ def test_ddims_eta(eta, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "PNDMScheduler"}, "scheduler class 'PNDMScheduler' is not supported; there are: DDIM"),
-        ({"_class_name": "EulerDiscreteScheduler", "rho": 7}, "key 'rho' of EulerDiscreteScheduler is not supported"),
+        ({"_class_name": "LMSDiscreteScheduler"}, "class 'LMSDiscreteScheduler' is not supported; there are: DDIM"),
+        ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type='sample' of PNDMScheduler"),
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "linspace"}, "leave diffusers' own grid"),
+        ({"_class_name": "DDIMScheduler", "clip_sample": "false"}, "clip_sample must be true or false, got 'false'"),
+        ({"_class_name": "DDIMScheduler", "timestep_spacing": "even"}, "timestep_spacing must be one of linspace"),
+        ({"_class_name": "DDIMScheduler", "steps_offset": 1.5}, "steps_offset must be a whole number of at least 0"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": "1000"}, "num_train_timesteps must be a whole number"),
+        ({"_class_name": DPM, "solver_order": 2.5}, "solver_order must be a whole number"),
+        ({"_class_name": FLOW_EULER, "shift": 0}, "shift must be a number above 0"),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": 1}, "predict_x0=1"),
         ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr needs"),
-        ({"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True}, "key 'rescale_betas_zero_snr' of"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type='learned'"),
         (
             {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "steps_offset": 1},
@@ -294,6 +314,113 @@ def test_dynamic_shifting_takes_the_resolutions_shift(kind, monkeypatch):
     theirs = drawn_by_diffusers(monkeypatch, FLOW_EULER, config, 6, closed_form(FLOW_EULER, config), NOISE)
     plan = plan_from_config({"_class_name": FLOW_EULER, **config}, 6, mu=0.8)
     np.testing.assert_allclose(np.array(plan.sample(ours, NOISE).images), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_pndms_middles_of_an_odd_stride_are_told_as_diffusers_tells_them(prediction_type, monkeypatch):
+    """8 steps of 125: x is 62 timesteps down, and the network is told a timestep 62 up from the next one."""
+    config = {**SCALED, "prediction_type": prediction_type}
+    model = Model(block_out_channels=(8, 8), attention_levels=(False, False), norm_num_groups=4)
+    network = UNet2DModel(UNet2DConfig.build(model, 4, 1, 0, "silu"), mx.random.key(3))
+    network.conv_out.weight = 0.1 * mx.random.normal(network.conv_out.weight.shape, key=mx.random.key(4))
+    told = []
+
+    def predict(scaled, t, _):
+        told.append(t)
+        return np.array(network(mx.array(scaled.astype(np.float32)), mx.full((3,), t), None))
+
+    theirs = drawn_by_diffusers(monkeypatch, PNDM, config, 8, predict, NOISE)
+    plan = plan_from_config({"_class_name": PNDM, **config}, 8)
+    asked = []
+
+    def listening(x, t, labels):
+        asked.append(float(t[0]))
+        return network(x, t, labels)
+
+    got = plan.sample(network_denoiser(listening, plan.frame, times=plan.times), NOISE)
+    assert asked == told and len(set(np.diff(told))) > 1
+    np.testing.assert_allclose(np.array(got.images), theirs, atol=1e-4 * max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_key_of_a_class_is_followed_or_refused_and_no_other_is(name):
+    """So a key that is passed over is one that diffusers' class does not have."""
+    theirs = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+    assert set(CLASSES[name].keys) == {one.name for one in theirs if one.name != "self"}
+    own = {one.name: one.default for one in theirs if one.name in CLASSES[name].defaults}
+    spacing = {"timestep_spacing": "leading"} if name == LCM else {}  # LCM has a grid of its own
+    assert own == {key: CLASSES[name].defaults[key] for key in own} | spacing
+
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+      "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
+      "clip_sample": False}  # fmt: skip
+DDPM = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000,
+        "trained_betas": None, "clip_sample": True}  # fmt: skip
+SDXL = {**SD, "interpolation_type": "linear", "prediction_type": "epsilon", "sample_max_value": 1.0,
+        "timestep_spacing": "leading", "use_karras_sigmas": False}  # fmt: skip
+FLUX = {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
+        "num_train_timesteps": 1000}  # fmt: skip
+
+PUBLISHED = {
+    "stable-diffusion-v1-4": (PNDM, {key: value for key, value in SD.items() if key != "clip_sample"}, 50),
+    "stable-diffusion-v1-5": (PNDM, SD, 50),
+    "stable-diffusion-v1-5, 30 steps": (PNDM, SD, 30),
+    "stable-diffusion-inpainting": ("DDIMScheduler", SD, 50),
+    "stable-diffusion-2-base": (PNDM, {**SD, "prediction_type": "epsilon"}, 50),
+    "stable-diffusion-2-1": ("DDIMScheduler", {**SD, "prediction_type": "v_prediction"}, 50),
+    "stable-diffusion-2-1, DPM-Solver": (DPM, {**SD, "prediction_type": "v_prediction", "solver_order": 2}, 20),
+    "stable-diffusion-2, Euler": ("EulerDiscreteScheduler", {**SD, "prediction_type": "v_prediction"}, 25),
+    "stable-diffusion-xl-base-1.0": ("EulerDiscreteScheduler", SDXL, 30),
+    "stable-diffusion-xl-refiner-1.0": ("EulerDiscreteScheduler", SDXL, 20),
+    "sdxl-turbo": ("EulerAncestralDiscreteScheduler",
+                   {**SDXL, "timestep_spacing": "trailing", "sigma_max": None, "sigma_min": None}, 4),
+    "sdxl-lightning": ("EulerDiscreteScheduler", {**SDXL, "timestep_spacing": "trailing"}, 4),
+    "playground-v2": ("EulerAncestralDiscreteScheduler", SDXL, 20),
+    "LCM_Dreamshaper_v7": (LCM, {**SD, "set_alpha_to_one": True, "original_inference_steps": 50, "thresholding": False,
+                                 "clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0,
+                                 "rescale_betas_zero_snr": False, "timestep_spacing": "leading",
+                                 "prediction_type": "epsilon", "timestep_scaling": 10.0}, 4),
+    "stable-diffusion-3-medium": (FLOW_EULER, {"num_train_timesteps": 1000, "shift": 3.0}, 28),
+    "stable-diffusion-3.5-large": (FLOW_EULER, {**FLUX, "shift": 3.0, "use_dynamic_shifting": False,
+                                                "base_image_seq_len": 256, "invert_sigmas": False,
+                                                "shift_terminal": None, "use_beta_sigmas": False,
+                                                "use_exponential_sigmas": False, "use_karras_sigmas": False}, 28),
+    "FLUX.1-schnell": (FLOW_EULER, {**FLUX, "shift": 1.0, "use_dynamic_shifting": False}, 4),
+    "PixArt-XL-2": (DPM, {"algorithm_type": "dpmsolver++", "beta_end": 0.02, "beta_schedule": "linear",
+                          "beta_start": 0.0001, "dynamic_thresholding_ratio": 0.995, "euler_at_final": False,
+                          "lambda_min_clipped": -np.inf, "lower_order_final": True, "num_train_timesteps": 1000,
+                          "prediction_type": "epsilon", "sample_max_value": 1.0, "solver_order": 2,
+                          "solver_type": "midpoint", "steps_offset": 0, "thresholding": False,
+                          "timestep_spacing": "linspace", "trained_betas": None, "use_karras_sigmas": False,
+                          "use_lu_lambdas": False, "variance_type": None}, 20),
+    "DiT-XL-2-256": ("DDIMScheduler", {**DDPM, "clip_sample": False, "prediction_type": "epsilon",
+                                       "set_alpha_to_one": True, "steps_offset": 0}, 25),
+    "ddpm-cifar10-32": ("DDPMScheduler", {**DDPM, "variance_type": "fixed_large"}, 20),
+    "ddpm-celebahq-256": ("DDPMScheduler", {**DDPM, "variance_type": "fixed_small", "timestep_values": None}, 20),
+    "ddpm-celebahq-256, DDIM": ("DDIMScheduler", {**DDPM, "variance_type": "fixed_small", "timestep_values": None}, 20),
+    "ddpm-ema-church-256": ("PNDMScheduler", {**DDPM, "timestep_values": None}, 50),
+    "ldm-text2im-large-256": ("DDIMScheduler", {**DDPM, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+                                                "beta_end": 0.012, "clip_sample": False, "timestep_values": None}, 50),
+    "AuraFlow": (FLOW_EULER, {"num_train_timesteps": 1000, "shift": 1.73}, 20),
+    "Lumina, Heun": (FLOW_HEUN, {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}, 10),
+    "UniPC over SD 1.5's file": (UNIPC, SD, 20),
+    "DEIS over SD 1.5's file": (DEIS, SD, 20),
+    "Heun over SDXL's file": ("HeunDiscreteScheduler", SDXL, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_published_file_is_followed_idle_keys_and_all(model, monkeypatch, caplog):
+    name, config, n = PUBLISHED[model]
+    noisy = name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler", LCM)
+    theirs = drawn_by_diffusers(monkeypatch, name, config, n, closed_form(name, config), NOISE, KEY if noisy else None)
+    with caplog.at_level("WARNING"):
+        plan = plan_from_config({"_class_name": name, "_diffusers_version": "0.19.0", **config}, n)
+    got = np.array(plan.sample(ours, NOISE, KEY if noisy else None).images)
+    np.testing.assert_allclose(got, theirs, atol=1e-4 * max(1.0, np.abs(theirs).max()))
+    idle = set(config) - set(inspect.signature(getattr(diffusers, name).__init__).parameters)
+    assert set(plan.idle) == idle and (idle <= set(caplog.text.replace("'", " ").replace(",", " ").split()))
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_tasks.samplers.denoiser import Denoise
 from mlx_tasks.samplers.history import History
 
-_WEIGHTS = {
+WEIGHTS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
@@ -42,7 +42,7 @@ def step(
     if sigma_next == 0.0:
         return denoised, state.advance()
     state = state.add(sigma, (x - denoised) / sigma, keep=order)
-    weights = _WEIGHTS[min(order, len(state.past))]
+    weights = WEIGHTS[min(order, len(state.past))]
     for weight, (_, d) in zip(weights, state.past, strict=True):
         x = x + ((sigma_next - sigma) * weight) * d
     return x, state.advance()

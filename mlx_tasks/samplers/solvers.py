@@ -23,6 +23,7 @@ from mlx_tasks.samplers import (
     heun,
     ipndm,
     learned,
+    pndm,
     unipc,
 )
 
@@ -85,6 +86,7 @@ SOLVERS = {
     "deis_2": _row(2, deis, order=2),
     "deis_3": _row(3, deis, order=3),
     "ipndm": _row(2, ipndm, order=4),
+    "pndm": _row(2, pndm),
     "learned": _row(2, learned),
     "ddpm": _row(None, ddim, eta=1.0),
     "edm_stochastic": _row(None, edm_stochastic),

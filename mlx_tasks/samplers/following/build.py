@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_tasks.diffusion.schedule import NoiseSchedule
@@ -13,6 +14,10 @@ from mlx_tasks.samplers.following import flow_and_edm
 from mlx_tasks.samplers.following import variance_preserving as vp
 from mlx_tasks.samplers.following.levels import RESHAPED
 from mlx_tasks.samplers.following.plan import Plan
+from mlx_tasks.samplers.following.pndm import pndm
+from mlx_tasks.samplers.following.values import check_values
+
+logger = logging.getLogger(__name__)
 
 ANY = None
 """In place of a key's followed values: whatever it holds is followed, or means nothing while what it belongs to is
@@ -114,6 +119,13 @@ CLASSES: dict[str, Followed] = {
         timestep_spacing="leading",
         clip_sample=True,
         variance_type="fixed_small",
+    ),
+    "PNDMScheduler": _vp(
+        pndm,
+        {**_SPACING, **_any("skip_prk_steps", "set_alpha_to_one")},
+        timestep_spacing="leading",
+        skip_prk_steps=False,
+        set_alpha_to_one=False,
     ),
     "LCMScheduler": _vp(
         vp.lcm,
@@ -246,7 +258,8 @@ CLASSES: dict[str, Followed] = {
 def plan_from_config(config: Mapping[str, Any], num_steps: int, eta: float = 0.0, mu: float | None = None) -> Plan:
     """The run of `num_steps` steps that a diffusers scheduler with this config takes.
 
-    Absent keys take diffusers' defaults.
+    Absent keys take diffusers' defaults. Keys that the class does not have (SDXL's Euler is given a `clip_sample`)
+    mean nothing in diffusers either: they are logged, and named by the plan's `idle`.
     eta: of DDIM; mu: of flow matching with dynamic shifting.
     Raises: DataError naming a class (the known ones: CLASSES) or a key and value that are not followed, or steps that
         do not fit.
@@ -257,16 +270,19 @@ def plan_from_config(config: Mapping[str, Any], num_steps: int, eta: float = 0.0
     if num_steps < 1:
         raise DataError(f"a run takes at least 1 step, got {num_steps}")
     followed = CLASSES[name]
-    for key, value in config.items():
-        if key.startswith("_"):
-            continue
-        if key not in followed.keys:
-            raise DataError(f"scheduler_config key {key!r} of {name} is not supported")
+    given = {key: value for key, value in config.items() if key in followed.keys}
+    for key, value in given.items():
         allowed = followed.keys[key]
-        if allowed is not None and value not in allowed:
+        if allowed is not None and not any(value == one and type(value) is type(one) for one in allowed):
             words = " or ".join(repr(one) for one in allowed)
             raise DataError(f"scheduler_config {key}={value!r:.80} of {name} is not supported: only {words} is")
-    values = {**followed.defaults, **config}
+    values = {**followed.defaults, **given}
+    check_values(values)
+    idle = tuple(key for key in config if key not in followed.keys and not key.startswith("_"))
+    if idle:
+        logger.warning(
+            "scheduler=%s passed-over='%s': the class has no such keys, in diffusers too", name, ", ".join(idle)
+        )
     if sum(bool(values.get(key)) for key in RESHAPED) > 1:
         raise DataError(f"only one of {', '.join(RESHAPED)} may be on")
     total = int(values["num_train_timesteps"])
@@ -275,4 +291,4 @@ def plan_from_config(config: Mapping[str, Any], num_steps: int, eta: float = 0.0
     flow = bool(values.get("use_flow_sigmas"))  # its networks predict a velocity, of which the table knows nothing
     table = {key: values[key] for key in (*_VP, *_ZERO_SNR) if key in values}
     schedule = NoiseSchedule.from_config(table) if followed.discrete and not flow else None
-    return followed.build(schedule, values, num_steps, eta, mu)
+    return replace(followed.build(schedule, values, num_steps, eta, mu), idle=idle)

@@ -29,6 +29,8 @@ class Plan:
         start: the run begins at start * noise.
         end: its result is multiplied by this: diffusers' frame, where the last level is above 0.
         adjust: what is made of each estimate, or None.
+        between: what the network is told at levels between the steps, where the solver calls it there.
+        idle: keys of the config that its class does not have, and that diffusers passes over too.
     """
 
     frame: Frame
@@ -39,11 +41,13 @@ class Plan:
     start: float = 1.0
     end: float = 1.0
     adjust: Adjust | None = None
+    between: Mapping[float, float] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
     @property
     def times(self) -> Mapping[float, float]:
         """Level -> timestep, for `network_denoiser(..., times=plan.times)`."""
-        return dict(zip(self.sigmas, self.timesteps, strict=False))
+        return {**self.between, **dict(zip(self.sigmas, self.timesteps, strict=False))}
 
     def sample(
         self,

@@ -21,8 +21,11 @@ _PURE_NOISE = 1e7
 """Noise level of a last timestep whose SNR is 0, for the schedulers that take it as exactly that."""
 
 
-def ddim(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float, *, markov: bool = False) -> Plan:
-    """DDIM, and DDPM with its noise: steps of T // n timesteps, whatever the spacing."""
+def whole_steps(schedule: NoiseSchedule, values: Mapping[str, Any], n: int) -> tuple[np.ndarray, float]:
+    """Timesteps (n,) that go by T // n, and the level that the last of them leads to.
+
+    Raises: DataError where the spacing that is asked for leaves that grid.
+    """
     total = schedule.num_train_timesteps
     stride = total // n
     times = spaced(values, total, n).round().astype(int)
@@ -32,9 +35,15 @@ def ddim(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float,
             f"timesteps: take a number of steps that divides {total}, or 'leading' spacing"
         )
     before = times[-1] - stride
-    last = float(schedule.sigmas[before]) if before >= 0 else 0.0
-    if before < 0 and not values.get("set_alpha_to_one", True):
-        last = float(schedule.sigmas[0])
+    if before >= 0:
+        return times, float(schedule.sigmas[before])
+    return times, 0.0 if values.get("set_alpha_to_one", True) else float(schedule.sigmas[0])
+
+
+def ddim(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float, *, markov: bool = False) -> Plan:
+    """DDIM, and DDPM with its noise: steps of T // n timesteps, whatever the spacing."""
+    total = schedule.num_train_timesteps
+    times, last = whole_steps(schedule, values, n)
     levels = [*(float(schedule.sigmas[t]) for t in times)]
     if schedule.rescale_betas_zero_snr and times[0] == total - 1:
         levels[0] = _PURE_NOISE
@@ -44,7 +53,7 @@ def ddim(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float,
             "variance_type='fixed_large' is supported where the last timestep is 0: elsewhere diffusers adds noise to "
             "the finished image; take 'leading' spacing with steps_offset 0"
         )
-    sigmas = (*levels, last) if last < levels[-1] else tuple(levels)  # a step that goes nowhere is left out
+    sigmas = path_to(levels, last)
     clip = clipping(values)
     solver, options = ("ddpm", {"large": large}) if markov else ("ddim", {"eta": eta, "clip": clip})
     return Plan(
@@ -57,6 +66,14 @@ def ddim(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float,
         1.0 / unit_start(sigmas[-1]),
         adjusting(clip) if markov else None,
     )
+
+
+def path_to(levels: list[float], last: float) -> tuple[float, ...]:
+    """The levels and where they end; a last step that goes nowhere is left out.  Raises: DataError if none is left."""
+    path = (*levels, last) if last < levels[-1] else tuple(levels)
+    if len(path) < 2:
+        raise DataError("the only step goes nowhere: take more steps, or set_alpha_to_one")
+    return path
 
 
 def ddpm(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, eta: float) -> Plan:
