@@ -199,6 +199,12 @@ SIZES = [
     ("unet/config.json", "act_fn", {}, "act_fn must be one of"),
     ("unet/config.json", "mid_block_type", ["UNetMidBlock2D"], "mid_block_type must be one of"),
     ("reference/reference.json", "dimension", 10**12, "features must be"),
+    ("reference/reference.json", "feature_space", "inception", "feature_space must be 'random_conv', got 'inception'"),
+    ("reference/reference.json", "seed", 5, "seed must be 1000003, got 5"),
+    ("reference/reference.json", "generated", 10**9, "generated must be 120, got 1000000000"),
+    ("model_index.json", "unet", ["diffusers", "UNet3DModel"], "unet must be"),
+    ("model_index.json", "scheduler", None, "scheduler must be"),
+    ("scheduler/scheduler_config.json", "_class_name", "PNDMScheduler", "scheduler must be"),
     ("reference/reference.json", "channels", "1", "channels must be a whole number"),
     ("reference/reference.json", "frechet_distance", None, "frechet_distance must be a number"),
 ]

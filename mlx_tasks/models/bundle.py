@@ -89,7 +89,9 @@ def read_bundle(folder: Path) -> Bundle:
     if not (folder / DIGESTS).is_file():
         raise DataError(f"{folder} is no bundle: it has no {DIGESTS}; a bare diffusers folder is read by load_unet")
     check_digests(folder)
-    schedule = NoiseSchedule.from_config(read_mapping(folder / "scheduler" / "scheduler_config.json", infinite=True))
+    scheduler = read_mapping(folder / "scheduler" / "scheduler_config.json", infinite=True)
+    schedule = NoiseSchedule.from_config(scheduler)
+    _check_index(read_mapping(folder / MODEL_INDEX), scheduler.get("_class_name"))
     sampler = Sampler.from_dict(read_mapping(folder / SAMPLER))
     _check_fit(UNet2DConfig.from_dict(read_mapping(folder / "unet" / CONFIG)), schedule, sampler)
     model = read_unet(folder / "unet")
@@ -106,6 +108,13 @@ def _model_index(config: UNet2DConfig, scheduler_class: str) -> dict[str, Any]:
         "scheduler": ["diffusers", scheduler_class],
         "unet": ["diffusers", "UNet2DModel"],
     }
+
+
+def _check_index(index: dict[str, Any], scheduler_class: Any) -> None:
+    """Raises: DataError where diffusers' index names other parts than are there."""
+    for part, expected in (("unet", "UNet2DModel"), ("scheduler", scheduler_class)):
+        if index.get(part) != ["diffusers", expected]:
+            raise DataError(f"{MODEL_INDEX}'s {part} must be {['diffusers', expected]!r}, got {index.get(part)!r:.80}")
 
 
 def _check_fit(config: UNet2DConfig, schedule: NoiseSchedule, sampler: Sampler) -> None:

@@ -182,11 +182,16 @@ def _check(described: dict[str, Any], header: dict[str, Entry]) -> None:
     for name, least in (("channels", 1), ("dimension", 1), ("feature_seed", 0)):
         if not whole(described.get(name), least):
             raise DataError(f"{name} must be a whole number of at least {least}, got {described.get(name)!r:.80}")
+    rows = {name: one.shape for name, one in header.items()}
+    generated, held_out = rows.pop("generated", ()), rows.pop("held_out", ())
+    counts = {"generated": generated[:1], "held_out": held_out[:1]}
+    expected = {name: count[0] if count else 0 for name, count in counts.items()}
+    for name, value in {**expected, "feature_space": "random_conv", "seed": REFERENCE_SEED}.items():
+        if described.get(name) != value:
+            raise DataError(f"{name} must be {value!r}, got {described.get(name)!r:.80}")
     distance = described.get("frechet_distance")
     if isinstance(distance, bool) or not isinstance(distance, int | float):
         raise DataError(f"frechet_distance must be a number, got {distance!r:.80}")
-    rows = {name: one.shape for name, one in header.items()}
-    generated, held_out = rows.pop("generated", ()), rows.pop("held_out", ())
     width = generated[1] if len(generated) == 2 else 0
     if not (width and held_out[1:] == (width,) and width <= described["dimension"] <= MOST_DIMENSION):
         raise DataError(
