@@ -253,13 +253,16 @@ def test_two_classes_and_captions_in_several_scripts_without_labels(tmp_path, re
     with (captioned / "data" / "metadata.jsonl").open("w", encoding="utf-8") as file:
         for number in range(80):
             picture("bars", number).convert("L").save(captioned / "data" / f"{number:02}.png")
-            row = {"file_name": f"{number:02}.png", "text": captions[number % 4]}
+            row = {"file_name": f"{number:02}.png", "text": captions[number % 4] if number % 10 else ""}
             file.write(json.dumps(row, ensure_ascii=number % 2 == 0) + "\n")
     run(captioned, repository, {"path": "data"})
     train = load_split(captioned / "work" / "dataset", 16, "train")
     assert train.class_names == []
     assert set(train.labels) == {-1}
-    assert set(train.captions) == set(captions)
+    assert set(train.captions) == {*captions, ""}
+    summary = json.loads((captioned / "work" / "dataset" / "summary.json").read_text())
+    assert (summary["captioned"], summary["empty_captions"]) == (True, 8)
+    assert "8 images with an empty caption, as given (data.max_uncaptioned)" in summary["told"]["found"]
     assert train.images.shape[-1] == 1
 
 

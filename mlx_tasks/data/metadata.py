@@ -173,11 +173,11 @@ class _Names:
         return target, ("outside_folder" if outside else "missing_file", detail)
 
 
-def ignored_lines(told: Metadata, shown: int = 5) -> Iterator[str]:
-    """A line for each table that is not read, and what would be."""
+def ignored_lines(told: Metadata, captioned: bool, shown: int = 5) -> Iterator[str]:
+    """A line for each table that is not read, and what would be where captions come from nowhere else."""
     for name, why in list(told.ignored.items())[:shown]:
         yield f"{posix(name)}, which is not read: {why}"
     if len(told.ignored) > shown:
         yield f"{len(told.ignored) - shown} more tables"
-    if told.ignored and not told.files:
+    if told.ignored and not told.files and not captioned:
         yield f"no table is metadata; that would be {WANTED}"

@@ -30,7 +30,7 @@ def tell(
     found = [_pictures(tree, labels, by_folder), *_captions(metadata, beside, listing), _splits(layout, aside)]
     passed = [counts(tree.passed_over)] if tree.passed_over else []
     passed += [f"{counted(count, 'caption file')} {why}" for why, count in beside.unlike.items()]
-    passed += ignored_lines(metadata)
+    passed += ignored_lines(metadata, bool(beside.read))
     lacks = "label" if labels else "caption"
     passed += [
         f"{counted(count, 'image')} of {name}/, none of which has a {lacks}, as the others have: to use them, give "
