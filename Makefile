@@ -1,13 +1,14 @@
 # `make` says what there is. Everything runs from .venv, made from the lock by the first target that needs it.
 # PYTHON=/path/to/python3.11 chooses the interpreter; left out, one is looked for (mlx_tasks/stack/setup.sh).
 PYTHON ?=
+PIP_AUDIT := 2.10.1
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loop up follow down secrets worker backup restore test check bench chaos trial lock clean
+.PHONY: help setup demo loop up follow down secrets lock-out rotate audit worker backup restore test check bench chaos trial lock clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install into .venv from requirements.lock
 	@PYTHON="$(PYTHON)" sh mlx_tasks/stack/setup.sh
@@ -27,8 +28,20 @@ follow: setup ## watch the newest run in the terminal
 down: ## end what `make demo` or `make up` started; state is kept
 	@$(BIN)/mlx-tasks down
 
-secrets: ## write .env and worker.env for the control plane in containers and its workers
-	@python3 include/compose/make_secrets.py
+secrets: ## write .env of the control plane in containers; WORKER=mac2 [COMPUTES_ONLY=yes]: a worker's file too; HOSTS=...
+	@python3 include/compose/make_secrets.py $(if $(HOSTS),--hosts "$(HOSTS)") $(if $(WORKER),--worker "$(WORKER)") \
+	  $(if $(COMPUTES_ONLY),--computes-only)
+
+lock-out: ## a Mac was lost: make lock-out WORKER=mac2; what it held is worth nothing from then on
+	@python3 include/compose/make_secrets.py --remove "$(WORKER)"
+	@docker compose up -d
+
+rotate: ## new secrets for every part and every worker; copy the workers' new files to them
+	@python3 include/compose/make_secrets.py --rotate
+	@docker compose up -d
+
+audit: setup ## look every locked package up among the known vulnerabilities (asks pypi.org; fails where one is known or cannot be asked)
+	@$(BIN)/uv tool run --from pip-audit==$(PIP_AUDIT) pip-audit --strict --requirement requirements.lock --disable-pip
 
 worker: setup ## make this machine a worker of the control plane that worker.env names
 	@$(BIN)/mlx-tasks worker --env worker.env

@@ -77,7 +77,7 @@ def optimize_diffusion():
         chain(features, image_text, shares.expand(arguments=image_text.output), gathered)
 
     with TaskGroup("register") as registered:
-        promoted = StageOperator(task_id="register", stage="register", commit="before")
+        promoted = StageOperator(task_id="register", stage="register", commit="before", queue="default")
         promoted >> ReportOperator(task_id="report", stage="report", commit="after", **LIGHT)
 
     announced = AnnounceOperator(task_id="announce", register=promoted.task_id, pool="default_pool", queue="default")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlx_tasks.errors import DataError
+from mlx_tasks.trust import believe
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -33,7 +34,11 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def take_env_file(path: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Put a file's settings into this process' environment; what is set there already stays."""
+    """Put a file's settings into this process' environment; what is set there already stays.
+
+    The authority that it names is believed from then on.
+    """
     for name, value in read_env_file(path).items():
         if name not in environment:
             os.environ[name] = value
+    believe(Path(os.environ.get("ADO_STATE") or Path(os.environ.get("ADO_REPOSITORY") or ".") / ".state"), os.environ)

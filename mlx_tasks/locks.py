@@ -93,16 +93,19 @@ def locks_folder() -> Path:
     """Where this user's machine-wide locks lie: MLX_TASKS_LOCKS, or a folder of the user's own in /tmp.
 
     Not TMPDIR and not XDG_RUNTIME_DIR: a service and a login shell see different ones, and would not meet.
-    Raises: BusyError if another user owns the folder.
+    Raises: BusyError if another user owns the folder, or it is none.
     """
     asked = os.environ.get(FOLDER_VARIABLE)
     if asked:
         return Path(asked)
     folder = Path("/tmp") / f"mlx-tasks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise BusyError(f"{folder} is not a folder of this user's: remove it, or set {FOLDER_VARIABLE} to another one")
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
     return folder
 
 

@@ -32,6 +32,8 @@ def run_service(words: list[str]) -> int:
         return run(["rclone", *(w.replace("/backup", folder, 1) for w in words[words.index("store-copy") + 1 :])])
     if "airflow-init" in words:
         return run(["tar", *at_logs(words[words.index("airflow-init") + 1 :])])
+    if words[-1] == "postgres-init":
+        return run(["sh", "include/compose/init_postgres.sh"])
     assert words[-1] == "store-init", words
     return run([sys.executable, "include/compose/make_bucket.py", os.environ["STORE_URL"], "artifacts"])
 

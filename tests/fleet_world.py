@@ -1,4 +1,5 @@
-"""A control plane and workers that share no disk: PostgreSQL, Airflow with edge workers, MLflow, an S3 store; all real.
+"""A control plane and workers that share no disk: PostgreSQL, Airflow with edge workers, MLflow, an S3 store, and the
+proxy before them; all real, and set up by the scripts of include/compose, which find here what a container would have.
 
 Stages are `orchestration`'s, which take no time. Each worker has a clone, a state folder and a DVC cache of its own.
 """
@@ -6,7 +7,6 @@ Stages are `orchestration`'s, which take no time. Each worker has a clone, a sta
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import orchestration as o
-from debian import program
+from debian import library, program
 from ports import free_port
 
 from mlx_tasks.stack.api import AirflowApi
@@ -26,6 +26,24 @@ from mlx_tasks.stack.services import environment as stack_environment
 
 BUCKET, DAG = "artifacts", "fleet_chain"
 START_S = 300
+COMPOSE = o.ROOT / "include" / "compose"
+DOORS = ("airflow", "workers", "mlflow", "store", "grafana", "prometheus", "alertmanager")
+WORKERS = {"alpha": (), "beta": (), "lost": (), "computes": ("--computes-only",)}
+"""Whom the control plane knows; another name works under alpha's rights."""
+
+
+def read_values(path: Path) -> dict[str, str]:
+    """A file of settings."""
+    lines = [line.partition("=") for line in path.read_text().splitlines() if line and line[0] != "#"]
+    return {name: value for name, _, value in lines}
+
+
+def make_secrets(folder: Path, *options: str) -> str:
+    """`make secrets` with its files in a folder; what it said."""
+    command = [sys.executable, str(COMPOSE / "make_secrets.py"), "--folder", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def wait_for(what: str, look, seconds: float = START_S):
@@ -95,11 +113,26 @@ class Postgres:
             for path in (self.folder, password):
                 shutil.chown(path, "postgres")
         self._run(
-            "initdb", "-D", str(self.folder / "data"), "-U", "airflow", "-A", "scram-sha-256", "--pwfile", str(password)
+            "initdb",
+            "-D",
+            str(self.folder / "data"),
+            "-U",
+            "postgres",
+            "-A",
+            "scram-sha-256",
+            "--pwfile",
+            str(password),
         )
 
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg2://airflow:fleet@127.0.0.1:{self.port}/{database}"
+    def url(self, owner: str, password: str) -> str:
+        return f"postgresql+psycopg2://{owner}:{password}@127.0.0.1:{self.port}/{owner}"
+
+    def init(self, values: dict[str, str]) -> None:
+        """The databases and their owners, as the service postgres-init makes them."""
+        env = {**os.environ, **values, "PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "postgres"}
+        env |= {"PGPASSWORD": "fleet", "PATH": f"{self.binaries}:{os.environ['PATH']}"}
+        done = subprocess.run(["sh", str(COMPOSE / "init_postgres.sh")], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
     def start(self, processes: Processes) -> None:
         command = [
@@ -114,7 +147,7 @@ class Postgres:
         import psycopg2
 
         connection = psycopg2.connect(
-            host="127.0.0.1", port=self.port, user="airflow", password="fleet", dbname="postgres"
+            host="127.0.0.1", port=self.port, user="postgres", password="fleet", dbname="postgres"
         )
         connection.autocommit = True
         for name in databases:
@@ -132,17 +165,30 @@ class Fleet:
         """real: stages that compute; the others are `orchestration`'s."""
         self.folder, self.processes = folder, Processes(folder / "logs")
         self.origin = self._origin(real)
-        self.secret, self.access = secrets.token_hex(64), "fleet-key"
-        self.store, self.mlflow = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        self.access = "fleet-key"
+        self.store, self.inner_mlflow = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        self.watch = tuple(f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        first = free_port(len(DOORS))
+        self.doors = {name: f"https://127.0.0.1:{first + number}" for number, name in enumerate(DOORS)}
+        self.mlflow = self.doors["mlflow"]
         self.layout = Layout(folder / "server", folder / "server-state", free_port(), 0, 0)
         self.postgres = Postgres()
         self.workers: dict[str, dict[str, str]] = {}
+        self.secrets = folder / "secrets"
+        self.secrets.mkdir()
+        for name, options in WORKERS.items():
+            make_secrets(self.secrets, "--hosts", "127.0.0.1", "--worker", name, *options)
         (folder / "behaviour.json").write_text("{}")
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What .env holds."""
+        return read_values(self.secrets / ".env")
 
     def start(self) -> None:
         """Everything but workers."""
         self.postgres.start(self.processes)
-        self.postgres.create("airflow", "mlflow")
+        self.postgres.init(self.values)
         o.run_git(self.folder, "clone", "-q", str(self.origin), str(self.layout.root))
         self.environment = stack_environment(self.layout) | self._server_settings()
         moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", self.store.rpartition(":")[2]]
@@ -150,25 +196,83 @@ class Fleet:
         wait_for("the store", answers(self.store))
         self._make_bucket()
         self.start_mlflow()
+        self.start_watch()
+        self.start_proxy()
         self.airflow("db", "migrate")
         self.airflow("pools", "set", "mlx", "64", "a worker takes one task at a time")
         for component in ("api-server", "scheduler", "dag-processor"):
             self.start_airflow(component)
         wait_for("the API server", answers(f"{self.layout.airflow_url}/api/v2/version"))
-        wait_for("MLflow", answers(f"{self.mlflow}/health"))
+        wait_for("MLflow", answers(f"{self.inner_mlflow}/health"))
         self.api = AirflowApi(self.layout)
         self.api.wait_for_dag(DAG)
 
+    def start_proxy(self) -> None:
+        """nginx, which alone workers reach."""
+        folder = self.folder / "proxy"
+        inside = {"AIRFLOW": self.layout.airflow_url, "MLFLOW": self.inner_mlflow, "STORE": self.store}
+        inside |= {"PROMETHEUS": self.watch[0], "ALERTMANAGER": self.watch[1]}
+        settings = {f"PROXY_{name}": url.removeprefix("http://") for name, url in inside.items()}
+        settings |= {f"{name.upper()}_DOOR": url.rpartition(":")[2] for name, url in self.doors.items()}
+        if os.geteuid() == 0:
+            settings["PROXY_USER"] = "root"  # pytest's folders are root's alone
+        settings |= {
+            "PROXY_FOLDER": str(folder),
+            "PROXY_LISTEN": "127.0.0.1",
+            "PATH": f"{os.environ['PATH']}:/usr/sbin",
+        }
+        program("nginx", "nginx-light")
+        self.processes.start(
+            "proxy", ["sh", str(COMPOSE / "start_proxy.sh")], {**os.environ, **self.values, **settings}
+        )
+
+    def start_watch(self) -> None:
+        """Prometheus and Alertmanager, which let everybody in that the proxy lets through."""
+        prometheus, alertmanager = (url.removeprefix("http://") for url in self.watch)
+        (self.folder / "prometheus.yml").write_text("global: {scrape_interval: 15s}\n")
+        commands = {
+            "prometheus": [
+                program("prometheus", "prometheus"), f"--config.file={self.folder}/prometheus.yml",
+                f"--storage.tsdb.path={self.folder}/prometheus", f"--web.listen-address={prometheus}",
+            ],
+            "alertmanager": [
+                program("prometheus-alertmanager", "prometheus-alertmanager"), "--cluster.listen-address=",
+                f"--config.file={COMPOSE}/alertmanager.yml", f"--storage.path={self.folder}/alertmanager",
+                f"--web.listen-address={alertmanager}",
+            ],
+        }  # fmt: skip
+        for (name, command), url in zip(commands.items(), self.watch, strict=True):
+            self.processes.start(name, command, dict(os.environ))
+            wait_for(name, answers(f"{url}/-/ready"))
+
     def start_mlflow(self) -> None:
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.mlflow.rpartition(":")[2],
-            "--workers", "1", "--backend-store-uri", self.postgres.url("mlflow"),
-            "--artifacts-destination", f"s3://{BUCKET}/mlflow",
-        ]  # fmt: skip
-        self.processes.start("mlflow", command, self.environment | self.credentials())
+        """Its logins, and its server."""
+        values = self.values
+        # As in the image (include/compose/mlflow.Dockerfile), which installs `mlflow[auth]`.
+        beside = library("flask_wtf", self.folder / "beside", "flask-wtf==1.3.0", "wtforms==3.3.2")
+        settings = {
+            **self.environment,
+            **self.credentials(),
+            "PYTHONPATH": os.pathsep.join(filter(None, (self.environment["PYTHONPATH"], beside))),
+            "MLFLOW_BACKEND_STORE_URI": self.postgres.url("mlflow", values["MLFLOW_DB_PASSWORD"]),
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "basic_auth.ini"),
+            "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": values["MLFLOW_ADMIN_PASSWORD"],
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": values["MLFLOW_SESSION_KEY"],
+            "MLFLOW_HOST": "127.0.0.1",
+            "MLFLOW_PORT": self.inner_mlflow.rpartition(":")[2],
+            "MLFLOW_WORKERS": "1",
+            "WORKER_LOGINS": values["WORKER_LOGINS"],
+        }
+        init = ["sh", str(COMPOSE / "start_mlflow.sh"), "init"]
+        done = subprocess.run(init, env=settings, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        self.processes.start("mlflow", ["sh", str(COMPOSE / "start_mlflow.sh")], settings)
 
     def start_airflow(self, component: str) -> None:
-        self.processes.start(component, [sys.executable, "-m", "airflow", component], self.environment)
+        keys = {name: self.values[name] for name in ("AIRFLOW_SIGNING_KEY", "WORKER_KEYS")}
+        command = ["bash", str(COMPOSE / "start_airflow.sh"), component]
+        self.processes.start(component, command, self.environment | keys)
 
     def airflow(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "airflow", *arguments]
@@ -184,15 +288,12 @@ class Fleet:
                 o.run_git(root, "config", key, value)
         self.workers[name] = {
             **o.environment(root, state),
-            **self.credentials(),
+            **read_values(self.secrets / f"worker-{name if name in WORKERS else 'alpha'}.env"),
             "TEST_BEHAVIOUR": str(self.folder / "behaviour.json"),
-            "ADO_CONTROL_PLANE": self.layout.airflow_url,
-            "ADO_JWT_SECRET": self.secret,
-            "ADO_DVC_REMOTE": f"s3://{BUCKET}/dvc",
-            "ADO_DVC_ENDPOINT": self.store,
-            "ADO_GIT_REMOTE": "origin",
-            "ADO_WORKER_NAME": name,
+            "ADO_CONTROL_PLANE": self.doors["workers"],
+            "ADO_DVC_ENDPOINT": self.doors["store"],
             "MLFLOW_TRACKING_URI": self.mlflow,
+            "ADO_WORKER_NAME": name,
             **more,
         }
         return self.processes.start(
@@ -233,8 +334,12 @@ class Fleet:
     def _server_settings(self) -> dict[str, str]:
         settings = {
             "CORE__EXECUTOR": "airflow.providers.edge3.executors.EdgeExecutor",
-            "DATABASE__SQL_ALCHEMY_CONN": self.postgres.url("airflow"),
-            "API_AUTH__JWT_SECRET": self.secret,
+            "DATABASE__SQL_ALCHEMY_CONN": self.postgres.url("airflow", self.values["AIRFLOW_DB_PASSWORD"]),
+            "API_AUTH__JWT_SECRET": "",
+            "API_AUTH__JWT_PRIVATE_KEY_PATH": str(self.secrets / "signing_key.pem"),
+            "EDGE__TRUSTED_JWKS_URL": str(self.secrets / "workers.json"),
+            "EDGE__JWT_AUDIENCE": "api",
+            "EDGE__JWT_VERIFIER": "mlx_tasks.fleet.tokens.may_call",
             "EDGE__API_ENABLED": "True",
             "EDGE__API_URL": f"{self.layout.airflow_url}/edge_worker/v1/rpcapi",
             "EDGE__HEARTBEAT_INTERVAL": "10",

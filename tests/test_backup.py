@@ -49,6 +49,9 @@ class Plane:
             "PGHOST": "127.0.0.1",
             "PGPORT": str(self.postgres.port),
             "PGPASSWORD": "fleet",
+            "PGUSER": "postgres",
+            "AIRFLOW_DB_PASSWORD": "airflows",
+            "MLFLOW_DB_PASSWORD": "mlflows",
             "STORE_URL": self.store,
             "AIRFLOW_LOGS": str(self.logs),
             "AWS_ACCESS_KEY_ID": "key",
@@ -76,7 +79,7 @@ class Plane:
 
     def sql(self, database: str, statement: str) -> list[tuple]:
         connection = psycopg2.connect(
-            host="127.0.0.1", port=self.postgres.port, user="airflow", password="fleet", dbname=database
+            host="127.0.0.1", port=self.postgres.port, user="postgres", password="fleet", dbname=database
         )
         connection.autocommit = True
         try:
@@ -196,7 +199,7 @@ def test_a_backup_is_for_its_owner_alone_and_holds_no_secret(plane):
     assert len((made / "SHA256SUMS").read_text().splitlines()) == len(files) - 1
 
 
-@pytest.mark.parametrize("moment", ["pg_dump --username airflow --format custom mlflow", "store-copy", "SHOW"])
+@pytest.mark.parametrize("moment", ["pg_dump --username postgres --format custom mlflow", "store-copy", "SHOW"])
 def test_a_backup_that_is_killed_leaves_nothing_that_looks_like_one(plane, moment):
     done = plane.run("backup.sh", KILL_AT=moment)
     assert done.returncode in (-9, 137)  # 137: the part of the script that was killed was a subshell
@@ -237,7 +240,7 @@ def test_objects_alone_are_not_overwritten_either(plane):
     assert done.returncode == 1 and "the bucket artifacts holds objects: --replace" in done.stderr
 
 
-EXCHANGE = "psql --username airflow --dbname postgres --no-psqlrc --quiet --set"
+EXCHANGE = "psql --username postgres --dbname postgres --no-psqlrc --quiet --set"
 
 
 @pytest.mark.parametrize("moment", ["mlflow_restored --exit-on-error", "store-copy --quiet copy", EXCHANGE])

@@ -3,28 +3,50 @@
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 
+import fleet_world
 import pytest
 import yaml
 from debian import program
+from fleet_world import read_values as values
 from ports import free_port
 
-SECRETS = (
-    "POSTGRES_PASSWORD",
-    "AIRFLOW_FERNET_KEY",
-    "AIRFLOW_JWT_SECRET",
-    "AIRFLOW_API_SECRET_KEY",
-    "AIRFLOW_ADMIN_PASSWORD",
-    "GRAFANA_ADMIN_PASSWORD",
-    "STORE_ACCESS_KEY",
-    "STORE_SECRET_KEY",
-    "ALERT_TOKEN",
-    "ALERT_SECRET",
-)
-ONCE = {"airflow-init", "mlflow-init", "check-secrets", "store-init"}
+AIRFLOW = {"airflow-init", *(f"airflow-{one}" for one in ("api-server", "scheduler", "dag-processor", "triggerer"))}
+HOLDERS = {
+    "POSTGRES_PASSWORD": {"postgres", "postgres-init"},
+    "AIRFLOW_DB_PASSWORD": {"postgres-init", *AIRFLOW},
+    "MLFLOW_DB_PASSWORD": {"postgres-init", "mlflow-init", "mlflow"},
+    "AIRFLOW_FERNET_KEY": AIRFLOW,
+    "AIRFLOW_SIGNING_KEY": AIRFLOW,
+    "AIRFLOW_API_SECRET_KEY": AIRFLOW,
+    "AIRFLOW_ADMIN_PASSWORD": {"airflow-init"},
+    "MLFLOW_ADMIN_PASSWORD": {"mlflow-init", "mlflow"},
+    "MLFLOW_SESSION_KEY": {"mlflow-init", "mlflow"},
+    "GRAFANA_ADMIN_PASSWORD": {"grafana"},
+    "WATCH_PASSWORD": {"proxy"},
+    "STORE_ADMIN_ACCESS_KEY": {"store-init", "store-copy"},
+    "STORE_ADMIN_SECRET_KEY": {"store-init", "store-copy"},
+    "STORE_ACCESS_KEY": {"mlflow-init", "mlflow"},
+    "STORE_SECRET_KEY": {"mlflow-init", "mlflow"},
+    "ALERT_TOKEN": {"alertmanager", *AIRFLOW},
+    "ALERT_SECRET": AIRFLOW,
+}
+"""Secret -> who is told it, beside check-secrets."""
+SECRETS = tuple(HOLDERS)
+DERIVED = {
+    "WORKER_KEYS": AIRFLOW,
+    "WORKER_LOGINS": {"mlflow-init"},
+    "STORE_IDENTITIES": {"store"},
+    "TLS_CERTIFICATE": {"proxy"},
+    "TLS_KEY": {"proxy"},
+    "ADO_HOSTS": {"proxy"},
+    "REGISTRARS": {"proxy"},
+}
+"""What make_secrets.py derives, and who is told it."""
+DOORS = {"8080", "8081", "5000", "8333", "3000", "9090", "9093"}
+ONCE = {"airflow-init", "mlflow-init", "check-secrets", "store-init", "postgres-init"}
 """Services that run to their end."""
 TOOLS = {"store-copy"}
 """Services that only a script starts."""
@@ -41,9 +63,8 @@ def services(text):
 
 
 def test_the_control_plane_is_whole(services):
-    airflow = {"airflow-init", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
     watch = {"prometheus", "alertmanager", "grafana"}
-    assert set(services) == airflow | watch | ONCE | TOOLS | {"postgres", "mlflow", "store"}
+    assert set(services) == AIRFLOW | watch | ONCE | TOOLS | {"postgres", "mlflow", "store", "proxy"}
     assert {name for name, service in services.items() if service.get("profiles")} == TOOLS  # `up` starts no other
 
 
@@ -63,7 +84,7 @@ def test_the_images_hold_the_versions_of_the_lock(services, repository):
     for package in ("apache-airflow", "apache-airflow-providers-edge3", "mlflow", "boto3", "psycopg2-binary"):
         version = re.search(rf"^{package}==(\S+)", lock, re.M).group(1)
         assert any(
-            f'"{package}=={version}"' in path.read_text()
+            re.search(rf'"{package}(\[auth\])?=={re.escape(version)}"', path.read_text())
             for path in (repository / "include/compose").glob("*.Dockerfile")
         )
 
@@ -75,9 +96,8 @@ def test_every_lasting_service_has_a_healthcheck_and_waits_for_what_it_needs(ser
         for needed, how in service.get("depends_on", {}).items():
             expected = "service_completed_successfully" if needed in ONCE else "service_healthy"
             assert how == {"condition": expected}
-    assert services["postgres"]["depends_on"].keys() == services["alertmanager"]["depends_on"].keys() == {
-        "check-secrets"
-    }  # fmt: skip
+    for name in ("postgres", "alertmanager", "store"):
+        assert services[name]["depends_on"].keys() == {"check-secrets"}, name
 
 
 def test_tables_are_brought_up_to_date_before_the_servers_start(services):
@@ -91,15 +111,43 @@ def test_postgres_is_healthy_only_when_others_can_reach_it(services):
     assert "-h" in services["postgres"]["healthcheck"]["test"]
 
 
-def test_ports_are_on_loopback_only(services):
-    published = [port for service in services.values() for port in service.get("ports", [])]
-    assert len(published) == 6
-    assert all(port.startswith(("127.0.0.1:", "${ADO_BIND:-127.0.0.1}:")) for port in published)
+def test_only_the_proxy_has_doors_and_they_are_on_loopback(services):
+    assert [name for name, service in services.items() if "ports" in service] == ["proxy"]
+    published = services["proxy"]["ports"]
+    assert {port.rpartition(":")[2] for port in published} == DOORS
+    assert all(re.match(r"\$\{ADO_BIND(_PEOPLE)?:-127\.0\.0\.1\}:", port) for port in published)
+    people = {port.rpartition(":")[2] for port in published if "PEOPLE" in port}
+    assert people == {"8080", "3000", "9090", "9093"}  # ADO_BIND opens what workers need, and no more
+    assert services["proxy"]["networks"] == ["inside", "outside"]
 
 
-def test_secrets_come_from_the_environment_and_a_missing_one_is_refused(text):
-    assert set(re.findall(r"\$\{(\w+):\?[^}]+\}", text)) == set(SECRETS)
-    assert set(re.findall(r"(?<!\$)\$\{(\w+)(?::-[^}]*)?\}", text)) == {"ADO_BIND"}  # no secret has a default
+def test_the_database_is_reached_by_who_has_a_part_in_it(services, text):
+    assert yaml.safe_load(text)["networks"]["data"] == {"internal": True}
+    assert {name for name, one in services.items() if "data" in one.get("networks", ())} == AIRFLOW | {
+        "postgres", "postgres-init", "mlflow", "mlflow-init",
+    }  # fmt: skip
+    assert services["postgres"]["networks"] == ["data"]
+
+
+def test_every_service_has_limits_and_few_rights(services):
+    for name, one in services.items():
+        assert one["security_opt"] == ["no-new-privileges:true"] and one["cap_drop"] == ["ALL"], name
+        assert one["mem_limit"] and one["pids_limit"], name
+        assert one["logging"]["options"] == {"max-size": "10m", "max-file": "5"}, name
+    assert {name for name, one in services.items() if "cap_add" in one} == {"postgres", "store"}
+    writing = {name for name, one in services.items() if not one.get("read_only")}
+    assert writing == {"postgres", "store", "store-copy", "grafana"}
+
+
+def test_a_secret_is_told_to_who_needs_it_and_a_missing_one_is_refused(services, text):
+    asked = set(re.findall(r"\$\{(\w+):\?[^}]+\}", text))
+    assert asked == set(SECRETS) | set(DERIVED)
+    addresses = {"ADO_BIND", "ADO_BIND_PEOPLE", "ADO_BASE_URL", "ADO_PROMETHEUS_URL"}
+    assert set(re.findall(r"(?<!\$)\$\{(\w+)(?::-[^}]*)?\}", text)) == addresses  # no secret has a default
+    for secret, holders in (HOLDERS | DERIVED).items():
+        told = {name for name, one in services.items() if f"${{{secret}:" in str(one.get("environment", {}))}
+        assert told - {"check-secrets"} == holders, secret
+    assert all(f"${{{secret}:" in str(services["check-secrets"]["environment"]) for secret in SECRETS)
 
 
 def test_what_is_mounted_is_there(services, repository):
@@ -133,7 +181,7 @@ COMPOSE = [
 def test_compose_itself_takes_the_file_and_refuses_a_missing_secret(command, repository, tmp_path):
     (tmp_path / "none.env").write_text("")
     own = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ}
-    environment = {**own, **dict.fromkeys(SECRETS, "x1")}
+    environment = {**own, **dict.fromkeys((*SECRETS, *DERIVED), "x1")}
     check = [*command, "-f", "docker-compose.yaml", "--env-file", str(tmp_path / "none.env"), "config"]
     done = subprocess.run(check, cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -149,18 +197,12 @@ def test_compose_itself_takes_the_file_and_refuses_a_missing_secret(command, rep
 def made(repository, tmp_path_factory):
     """What `make secrets` writes."""
     folder = tmp_path_factory.mktemp("secrets")
-    make_secrets(repository, folder)
+    make_secrets(folder, "--hosts", "plane.example.org,::1")
     return folder
 
 
-def make_secrets(repository, folder):
-    command = [sys.executable, str(repository / "include/compose/make_secrets.py"), "--folder", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def values(path):
-    lines = [line.split("=", 1) for line in path.read_text().splitlines() if not line.startswith("#")]
-    return dict(lines)
+def make_secrets(folder, *options):
+    return fleet_world.make_secrets(folder, *options)
 
 
 def check_secrets(repository, environment):
@@ -170,20 +212,13 @@ def check_secrets(repository, environment):
     )
 
 
-def test_made_secrets_are_good_for_their_owner_alone_and_stay(made, repository):
+def test_made_secrets_are_good_and_stay(made, repository):
     secrets = values(made / ".env")
-    assert set(secrets) == set(SECRETS)
+    assert {*SECRETS, *DERIVED} <= set(secrets)
     assert check_secrets(repository, secrets).returncode == 0
-    for name in (".env", "worker.env"):
-        assert stat.S_IMODE((made / name).stat().st_mode) == 0o600
-        assert subprocess.run(["git", "-C", str(repository), "check-ignore", "-q", name]).returncode == 0
-    worker = values(made / "worker.env")
-    assert worker["ADO_JWT_SECRET"] == secrets["AIRFLOW_JWT_SECRET"]
-    assert worker["AWS_SECRET_ACCESS_KEY"] == secrets["STORE_SECRET_KEY"]
-    assert secrets["POSTGRES_PASSWORD"] not in worker.values()  # no database's credentials on a worker
     less = {name: value for name, value in secrets.items() if name != "ALERT_TOKEN"}
     (made / ".env").write_text("".join(f"{name}={value}\n" for name, value in less.items()))
-    assert "1 made, 9 kept" in make_secrets(repository, made)
+    assert f"1 made, {len(SECRETS) - 1} kept" in make_secrets(made)
     assert values(made / ".env").items() >= less.items() and values(made / ".env")["ALERT_TOKEN"]
 
 
@@ -193,9 +228,10 @@ def test_made_secrets_are_good_for_their_owner_alone_and_stay(made, repository):
         ("POSTGRES_PASSWORD", "", "is missing"),
         ("POSTGRES_PASSWORD", "k3j", "has 3 characters, at least 16"),
         ("POSTGRES_PASSWORD", "Changeme-8293kdjw92", "everybody tries first"),
-        ("POSTGRES_PASSWORD", "k2jh3:k4j@h5/k6j7h", "letters and digits only"),
+        ("MLFLOW_DB_PASSWORD", "k2jh3:k4j@h5/k6j7h", "letters and digits only"),
         ("AIRFLOW_ADMIN_PASSWORD", "admin-admin-admin", "everybody tries first"),
-        ("AIRFLOW_JWT_SECRET", "ab" * 40, "repeats a few characters"),
+        ("AIRFLOW_SIGNING_KEY", "ab" * 600, "repeats a few characters"),
+        ("AIRFLOW_SIGNING_KEY", "", "is missing"),
         ("STORE_SECRET_KEY", "minioadmin" * 4, "everybody tries first"),
     ],
 )
@@ -221,16 +257,14 @@ def test_the_watching_services_take_their_configs(repository):
 
 def test_the_bucket_is_made_once(repository, tmp_path):
     """Against a real S3 server."""
-    from fleet_world import Processes, answers, wait_for
-
-    processes, url = Processes(tmp_path), f"http://127.0.0.1:{free_port()}"
+    processes, url = fleet_world.Processes(tmp_path), f"http://127.0.0.1:{free_port()}"
     processes.start(
         "store",
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]],
         dict(os.environ),
     )
     try:
-        wait_for("the store", answers(url))
+        fleet_world.wait_for("the store", fleet_world.answers(url))
         keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
         for _ in range(2):
             done = subprocess.run(

@@ -1,33 +1,24 @@
 """Facts about a fleet: workers that share no disk run one chain, a death loses nothing, the doctor says why not."""
 
 import json
-import os
-import plistlib
-import shutil
 import signal
+import stat
 import subprocess
 import sys
-import threading
-import time
 from datetime import UTC, datetime
-from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import fleet_world
 import httpx
 import orchestration as o
 import psutil
+import psycopg2
 import pytest
+import rights
 from fleet_world import BUCKET, DAG, Fleet, wait_for
 
-from mlx_tasks.environment_file import read_env_file
-from mlx_tasks.errors import DataError, ExitCode
-from mlx_tasks.fleet import worker
-from mlx_tasks.fleet.checks import clock, disk, fleet, overrides, workers
-from mlx_tasks.fleet.settings import WorkerSettings, default_name
-from mlx_tasks.fleet.worker import plain
-from mlx_tasks.workspace.paths import Places, workspace_path
+from mlx_tasks.errors import ExitCode
+from mlx_tasks.fleet.checks import fleet
+from mlx_tasks.workspace.paths import workspace_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -95,7 +86,7 @@ def test_what_a_stage_needs_comes_by_hash_from_the_store(world, disturbed):
         workspace = workspace_path(state, run)
         assert (workspace / "dvc.lock").is_file()
         config = (workspace / ".dvc" / "config.local").read_text()
-        assert str(state / "dvc-cache") in config and f"s3://{BUCKET}/dvc" in config and "fleet-secret" not in config
+        assert str(state / "dvc-cache") in config and f"s3://{BUCKET}/dvc" in config and "aws_" not in config
         locks.append((workspace / "dvc.lock").read_text())
     branch = o.run_git(world.origin, "for-each-ref", "--format=%(refname)", "refs/heads/runs").split()
     assert len(branch) == 1
@@ -142,9 +133,10 @@ def test_the_doctor_finds_nothing_wrong_where_nothing_is(world, disturbed):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"ADO_JWT_SECRET": "x" * 64}, "the server refuses what is signed"),
+        ({"ADO_WORKER_KEY": rights.stranger()}, "the server refuses what is signed"),
         ({"ADO_CONTROL_PLANE": "http://127.0.0.1:9"}, "does not answer as Airflow"),
         ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer"),
+        ({"MLFLOW_TRACKING_PASSWORD": "of another worker"}, "does not let alpha in"),
         ({"ADO_DVC_ENDPOINT": "http://127.0.0.1:9"}, "WRONG    artifact store"),
         ({"ADO_DVC_REMOTE": "gopher://there"}, "must be a folder or begin with s3://"),
         ({"ADO_GIT_REMOTE": "nowhere"}, "WRONG    git remote"),
@@ -160,7 +152,7 @@ def test_the_doctor_names_what_is_wrong_and_how_to_mend_it(world, disturbed, set
 def test_a_worker_does_not_start_where_the_doctor_finds_something(world, disturbed):
     done = subprocess.run(
         [sys.executable, "-m", "mlx_tasks", "worker"], capture_output=True, text=True, timeout=120,
-        env=world.workers["alpha"] | {"ADO_JWT_SECRET": "x" * 64}, cwd=world.folder / "alpha" / "checkout",
+        env=world.workers["alpha"] | {"ADO_WORKER_KEY": rights.stranger()}, cwd=world.folder / "alpha" / "checkout",
     )  # fmt: skip
     assert done.returncode == ExitCode.UNAVAILABLE and "worker: not started" in done.stdout
 
@@ -194,6 +186,94 @@ def test_the_first_ctrl_c_lets_a_worker_go_and_the_server_knows(world, disturbed
     world.processes.running.pop("beta")
 
 
+# ---- who gets in
+
+
+def test_airflow_lets_in_whom_it_should_and_nobody_else(world):
+    """A worker's key opens its own calls, each for a moment; it signs for no person and for no task."""
+    told = rights.airflow(rights.Knocker(world))
+    assert told == {
+        "the operator reads connections": 200,
+        "nobody reads connections": 401,
+        "the control plane's key signs an administrator's token": 200,
+        "a worker's key signs the same": 403,
+        "a worker's key signs the same in the control plane's name": 403,
+        "no key signs the same": 403,
+        "a worker forges a task's token": 403,
+        "a worker's own call": 400,
+        "a worker's call of another kind": 403,
+        "a worker's token for a year": 403,
+        "a stranger's key": 403,
+        "no token": 403,
+        "a worker's call at the people's door": 403,
+        **{row: 403 for row in told if row.startswith("the REST API at the workers' door")},
+        "its health at the workers' door": 200,
+        "another site's page": 403,
+        "a name that is not this machine's": 421,
+    }
+
+
+def test_mlflow_lets_a_worker_do_its_work_and_only_some_name_what_serves(world):
+    assert rights.mlflow(rights.Knocker(world)) == {
+        "nobody looks at runs": 401,
+        "a wrong password": 401,
+        "a worker logs": 200,
+        "a worker logs in another's experiment": 200,
+        "one that registers makes a version": 200,
+        "one that registers moves an alias": 200,
+        "one that computes makes a version": 403,
+        "one that computes moves an alias": 403,
+        "one that computes removes an alias": 403,
+        "one that computes takes a name": 403,
+        "one that computes takes a name another way": 403,
+        "one that computes reads the registry": 200,
+        "a worker gives the administrator a password": 403,
+        "another site's page": 403,
+    }
+
+
+def test_no_page_of_another_site_starts_a_training_through_the_operators_browser(world):
+    assert rights.watch(rights.Knocker(world)) == {
+        "nobody posts an alert": 401,
+        "another site's page, through the operator's browser": 403,
+        "a page without an address, through it": 403,
+        "its own page": 200,
+        "nobody reads Prometheus": 401,
+        "the operator reads Prometheus": 200,
+    }
+
+
+@pytest.mark.parametrize(("owner", "other"), [("airflow", "mlflow"), ("mlflow", "airflow")])
+def test_a_databases_owner_sees_no_other_and_is_nobody_in_the_server(world, owner, other):
+    password = world.values[f"{owner.upper()}_DB_PASSWORD"]
+    reach = {"host": "127.0.0.1", "port": world.postgres.port, "user": owner, "password": password}
+    for database in (other, "postgres"):
+        with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+            psycopg2.connect(**reach, dbname=database)
+    connection = psycopg2.connect(**reach, dbname=owner)
+    try:
+        cursor = connection.cursor()
+        cursor.execute(
+            "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication FROM pg_roles WHERE rolname = %s", (owner,)
+        )
+        assert cursor.fetchone() == (False, False, False, False)
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            cursor.execute("SELECT pg_read_file('/etc/hostname')")
+    finally:
+        connection.close()
+
+
+def test_what_a_worker_writes_its_user_alone_may_enter(world, disturbed):
+    """DVC opens its site cache to all; the folder around it does not."""
+    state = world.folder / "alpha" / "state"
+    folders = [path for path in state.rglob("*") if path.is_dir() and not path.is_symlink()]
+    others = {path for path in folders if stat.S_IMODE(path.stat().st_mode) & 0o077}
+    assert {path for path in others if state / "dvc-site" not in path.parents} == set()
+    assert stat.S_IMODE((state / "worker" / "signing_key.pem").stat().st_mode) == 0o600
+    files = [path for path in state.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not [path for path in files if path.stat().st_mode & 0o022 and state / "dvc-site" not in path.parents]
+
+
 def test_no_worker_and_no_stage_holds_a_databases_address(world, disturbed):
     worker = psutil.Process(world.processes.running["alpha"].pid)
     for process in (worker, *worker.children(recursive=True)):
@@ -201,175 +281,8 @@ def test_no_worker_and_no_stage_holds_a_databases_address(world, disturbed):
         assert not any("postgresql" in value for value in environment.values())
     stage = disturbed["environment"]
     assert stage["ADO_DVC_REMOTE"].startswith("s3://") and stage["MLFLOW_TRACKING_URI"] == world.mlflow
-    assert not any("postgresql" in value or world.secret in value for value in stage.values())
-
-
-# ---- without a control plane
-
-
-def test_settings_say_what_is_missing(monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith(("ADO_", "MLFLOW_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("ADO_STATE", str(tmp_path))
-    with pytest.raises(DataError, match="ADO_CONTROL_PLANE must be the address"):
-        WorkerSettings.from_environment()
-    monkeypatch.setenv("ADO_CONTROL_PLANE", "http://127.0.0.1:8080/")
-    monkeypatch.setenv("ADO_JWT_SECRET", "short")
-    with pytest.raises(DataError, match="at least 32 characters, got 5"):
-        WorkerSettings.from_environment()
-    monkeypatch.setenv("ADO_JWT_SECRET", "s" * 32)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://airflow:secret@db/airflow")
-    settings = WorkerSettings.from_environment()
-    assert settings.edge_api == "http://127.0.0.1:8080/edge_worker/v1/rpcapi"
-    assert settings.name == default_name(tmp_path) == WorkerSettings.from_environment().name
-    environment = settings.environment()
-    assert "postgresql" not in str(environment) and overrides(environment).state == "ok"
-    assert overrides({**environment, "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "3"}).state == "wrong"
-    assert overrides({}).told == "tasks would be forks, and MLX survives no fork"
-
-
-def test_a_mac_is_kept_awake_by_a_process_beside_the_worker(tmp_path, monkeypatch):
-    """On macOS; here a program of that name stands in, which writes down its arguments and lives until it is told."""
-    (tmp_path / "caffeinate").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\nexec sleep 60\n')
-    (tmp_path / "caffeinate").chmod(0o755)
-    settings = WorkerSettings("http://a", "s" * 64, "http://b", Places(tmp_path, tmp_path, ""), ("mlx", "x"), "mini")
-    assert worker.awake_command(7) is None  # other systems do not fall asleep over work
-    monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert worker.awake_command(7) == [str(tmp_path / "caffeinate"), "-i", "-s", "-w", "7"]
-    line = worker.command(settings)
-    assert Path(line[0]).name == "airflow" and line[1:3] == ["edge", "worker"]
-    assert line[3:9] == ["--queues", "mlx,x", "--concurrency", "1", "--edge-hostname", "mini"]
-    before = {process.pid for process in psutil.Process().children()}
-    with worker._kept_awake(os.getpid()):
-        wait_for("caffeinate", (tmp_path / "told").exists, 60)
-        beside = [process for process in psutil.Process().children() if process.pid not in before]
-        assert len(beside) == 1 and (tmp_path / "told").read_text().split()[-1] == str(os.getpid())
-    assert not beside[0].is_running()
-
-
-@pytest.fixture
-def lives(tmp_path, monkeypatch):
-    """`work` over programs in the edge worker's place that end with the codes given, one a life; (its code, lives)."""
-    settings = WorkerSettings("http://a", "s" * 64, "http://b", Places(tmp_path, tmp_path, ""), ("mlx",), "mini")
-    monkeypatch.setattr(worker, "HEARTBEAT_S", 0.01)
-
-    def run(codes, problems, settled_s=0.0, does="pass"):
-        left = iter(codes)
-        monkeypatch.setattr(worker, "SETTLED_S", settled_s)
-        line = lambda pid: f"pid = {str(pid)!r}; {does}; raise SystemExit({next(left)})"  # noqa: E731
-        monkeypatch.setattr(
-            worker, "command", lambda settings: [sys.executable, "-c", line(settings.home / "edge.pid")]
-        )
-        return worker.work(settings, problems), len(codes) - len(list(left))
-
-    return run
-
-
-def test_a_worker_waits_until_nothing_stands_against_its_next_life(lives, capfd):
-    found = iter([["clock: 600 s ahead"]] * 2 + [["MLflow: away"], []])
-    assert lives([3, 0, 7], lambda: next(found)) == (0, 2) and next(found, None) is None
-    waits = [line for line in capfd.readouterr().out.splitlines() if line.startswith("worker: waits")]
-    assert waits == ["worker: waits, for clock: 600 s ahead", "worker: waits, for MLflow: away"]
-
-
-def test_a_worker_that_never_served_ends_with_its_own_code(lives):
-    assert lives([3, 0], list, settled_s=60.0) == (3, 1)
-
-
-@pytest.mark.parametrize("after", ["pass", "print('taken', flush=True); time.sleep(1); os.unlink(pid)"])
-def test_a_worker_that_was_taken_is_started_again_however_young(lives, after):
-    """The edge worker leaves its pid file where it is killed, and removes it where it fails."""
-    does = f"import os, time; open(pid, 'w').close(); {after}"
-    assert lives([3, 0], list, settled_s=60.0, does=does) == (0, 2)
-
-
-def test_ctrl_c_between_two_lives_is_an_end_that_was_asked_for(lives):
-    """With 0, or launchd would start it again."""
-
-    def interrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
-
-    assert lives([3, 0], interrupted) == (0, 1)
-
-
-def test_an_environment_file_is_for_its_owner_alone(tmp_path):
-    path = tmp_path / "worker.env"
-    path.write_text("# comment\nADO_CONTROL_PLANE=http://a\n\nTOKEN='a=b'\n")
-    with pytest.raises(DataError, match="chmod 600"):
-        read_env_file(path)
-    path.chmod(0o600)
-    assert read_env_file(path) == {"ADO_CONTROL_PLANE": "http://a", "TOKEN": "a=b"}
-    path.write_text("nonsense\n")
-    with pytest.raises(DataError, match=r"line 1 of .* must be NAME=VALUE"):
-        read_env_file(path)
-
-
-@pytest.mark.parametrize(("off", "state"), [(0, "ok"), (600, "wrong"), (-600, "wrong")])
-def test_a_clock_that_is_off_is_named(off, state, tmp_path):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response_only(200)
-            self.send_header("Date", formatdate(time.time() - off, usegmt=True))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        found = clock(WorkerSettings(url, "s" * 64, url, Places(tmp_path, tmp_path, ""), ("mlx",), "w"))
-    finally:
-        server.shutdown()
-    assert found.state == state
-    if off:
-        seconds, where = found.told.split(" s ")
-        assert abs(int(seconds) - 600) <= 2 and where.startswith("ahead" if off > 0 else "behind")
-
-
-def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    settings = WorkerSettings("http://a", "s" * 64, "http://b", Places(tmp_path, tmp_path / "no", ""), ("mlx",), "w")
-    assert disk(settings).state == "ok"
-    monkeypatch.setattr("mlx_tasks.fleet.checks.LEAST_DISK_GB", 1e9)
-    assert disk(settings).state == "wrong"
-
-
-def test_a_fleet_without_workers_or_with_greedy_ones_is_named():
-    assert [one.state for one in workers([])] == ["wrong"]
-    one = {"worker_name": "mini", "state": "idle", "queues": ["mlx"], "sysinfo": {"concurrency": 4}}
-    found = {finding.check: finding for finding in workers([one, {**one, "worker_name": "old", "state": "offline"}])}
-    assert found["queues"].told.startswith("nobody takes default") and "takes 4 tasks at once" in found["mini"].told
-    assert "old" not in found["workers"].told
-
-
-def test_a_terminal_sees_a_tasks_words_alone():
-    record = {"timestamp": "2026-01-02T03:04:05.6Z", "event": "[train] 2/2 steps", "task_id": "train", "map_index": -1}
-    line = json.dumps(record | {"logger": "airflow.task.operators.stage_operator.StageOperator"})
-    assert plain(line) == "03:04:05 train: [train] 2/2 steps"
-    assert plain(json.dumps(record | {"logger": "task", "event": "Pushing xcom"})) == ""
-    assert plain("worker alpha\n") == "worker alpha" and plain("{broken") == "{broken"
-
-
-def test_the_launchd_job_and_the_systemd_unit_start_the_worker(tmp_path):
-    folder = o.ROOT / "include" / "worker"
-    job = plistlib.loads((folder / "org.adaptive-diffusion-optimizer.worker.plist").read_bytes())
-    assert job["ProgramArguments"] == ["CHECKOUT/.venv/bin/mlx-tasks", "worker", "--env", "worker.env"]
-    assert job["KeepAlive"] == {"SuccessfulExit": False} and job["WorkingDirectory"] == "CHECKOUT"
-    text = (folder / "adaptive-diffusion-worker.service").read_text()
-    assert "KillSignal=SIGINT" in text and "mlx-tasks worker --env worker.env" in text
-    if analyze := shutil.which("systemd-analyze"):
-        (tmp_path / ".venv" / "bin").mkdir(parents=True)
-        (tmp_path / ".venv" / "bin" / "mlx-tasks").symlink_to(sys.executable)
-        unit = tmp_path / "adaptive-diffusion-worker.service"
-        unit.write_text(text.replace("%h/adaptive-diffusion-optimizer", str(tmp_path)))
-        done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True)
-        assert "adaptive-diffusion-worker" not in done.stderr, done.stderr
+    assert not any("postgresql" in value or "PRIVATE KEY" in value for value in stage.values())
+    assert "ADO_WORKER_KEY" not in stage and "AIRFLOW__API_AUTH__JWT_PRIVATE_KEY_PATH" not in stage
 
 
 def password(world: fleet_world.Fleet) -> str:

@@ -9,9 +9,10 @@ import pytest
 from mlx_tasks.stage_environment import KEEP_VARIABLE, for_stages
 
 OTHERS = [
-    "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY", "AIRFLOW__CORE__FERNET_KEY",
+    "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API_AUTH__JWT_PRIVATE_KEY_PATH", "AIRFLOW__API__SECRET_KEY",
+    "AIRFLOW__CORE__FERNET_KEY",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW_CONN_STORE", "AIRFLOW_ADMIN_PASSWORD", "_AIRFLOW_WWW_USER_PASSWORD",
-    "ADO_ALERT_TOKEN", "ADO_ALERT_SECRET", "ADO_JWT_SECRET", "MLX_TASKS_SERVER_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY",
+    "ADO_ALERT_TOKEN", "ADO_ALERT_SECRET", "ADO_WORKER_KEY", "MLX_TASKS_SERVER_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY",
     "POSTGRES_PASSWORD", "PGPASSWORD", "MYSQL_PWD", "SENTRY_DSN", "DATABASE_URL", "npm_config_auth_token",
 ]  # fmt: skip
 NEEDED = [
@@ -19,7 +20,7 @@ NEEDED = [
     "GIT_SSH_COMMAND", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "HF_HOME", "ADO_STATE", "ADO_DVC_REMOTE",
     "ADO_GIT_REMOTE", "ADO_LIMIT_HOURS", "ADO_SERVER_URL", "MLX_TASKS_THREADS", "MLX_TASKS_LOCKS",
-    "TOKENIZERS_PARALLELISM",
+    "MLFLOW_TRACKING_USERNAME", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "TOKENIZERS_PARALLELISM",
 ]  # fmt: skip
 
 
@@ -40,9 +41,9 @@ def test_mlflows_tables_are_brought_up_to_date_without_a_command_line_that_holds
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "PATH": ""}
     made = f"from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Store; Store({uri!r}, '.')"
     subprocess.run([sys.executable, "-c", made], env=environment, cwd=tmp_path, check=True, timeout=120)
+    script = f"import runpy; runpy.run_path({str(repository / 'include/compose/init_mlflow.py')!r})['update_tables']({uri!r})"
     done = subprocess.run(
-        [sys.executable, str(repository / "include/compose/init_mlflow.py")],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "no tables yet" not in done.stdout

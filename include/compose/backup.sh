@@ -20,7 +20,7 @@ trap 'rm -rf "$work"' EXIT
 
 fernet="$(fernet_digest)"
 for database in "${DATABASES[@]}"; do
-  compose exec -T postgres pg_dump --username airflow --format custom "$database" < /dev/null > "$work/$database.dump" ||
+  compose exec -T postgres pg_dump --username postgres --format custom "$database" < /dev/null > "$work/$database.dump" ||
     die "no dump of $database: is the control plane up?"
 done
 store_copy "$work" sync --checksum --use-server-modtime "store:$BUCKET" /backup/store || die "the bucket could not be copied"

@@ -26,7 +26,7 @@ compose() { "${COMPOSE[@]}" "$@"; }
 
 # sql DATABASE STATEMENT
 sql() {
-  compose exec -T postgres psql --username airflow --dbname "$1" --no-psqlrc --tuples-only --no-align --quiet \
+  compose exec -T postgres psql --username postgres --dbname "$1" --no-psqlrc --tuples-only --no-align --quiet \
     --set ON_ERROR_STOP=1 --command "$2" < /dev/null
 }
 

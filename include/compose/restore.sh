@@ -35,11 +35,13 @@ again() {
   done
 }
 
-ready() { compose exec -T postgres pg_isready -h 127.0.0.1 -U airflow -d airflow < /dev/null; }
+ready() { compose exec -T postgres pg_isready -h 127.0.0.1 -U postgres -d postgres < /dev/null; }
+owners() { compose run --rm -T --no-deps postgres-init < /dev/null; }
 bucket() { compose run --rm -T --no-deps store-init < /dev/null; }
 
 compose up --detach postgres store
 again 120 PostgreSQL ready
+again 120 "the databases' owners" owners
 again 120 "the store" bucket
 
 if [ "$replace" = no ]; then
@@ -54,8 +56,8 @@ compose stop airflow-api-server airflow-scheduler airflow-dag-processor airflow-
 
 for database in "${DATABASES[@]}"; do
   sql postgres "DROP DATABASE IF EXISTS ${database}_restored"
-  sql postgres "CREATE DATABASE ${database}_restored OWNER airflow"
-  compose exec -T postgres pg_restore --username airflow --dbname "${database}_restored" --exit-on-error --single-transaction \
+  sql postgres "CREATE DATABASE ${database}_restored OWNER ${database}"
+  compose exec -T postgres pg_restore --username postgres --no-owner --no-privileges --role "$database" --dbname "${database}_restored" --exit-on-error --single-transaction \
     < "$from/$database.dump" || die "$database.dump could not be read back; nothing was changed"
 done
 store_copy "$from" copy --checksum /backup/store "store:$BUCKET" || die "the objects could not be copied; the databases are as they were"
@@ -65,9 +67,10 @@ for database in "${DATABASES[@]}"; do
   sql postgres "DROP DATABASE IF EXISTS ${database}_before"
   exchange+="ALTER DATABASE $database RENAME TO ${database}_before;"
   exchange+="ALTER DATABASE ${database}_restored RENAME TO $database;"
+  exchange+="REVOKE ALL ON DATABASE $database FROM PUBLIC;"
 done
 printf '%s COMMIT;\n' "$exchange" |
-  compose exec -T postgres psql --username airflow --dbname postgres --no-psqlrc --quiet --set ON_ERROR_STOP=1 > /dev/null ||
+  compose exec -T postgres psql --username postgres --dbname postgres --no-psqlrc --quiet --set ON_ERROR_STOP=1 > /dev/null ||
   die "the databases could not be exchanged; nothing was changed"
 for database in "${DATABASES[@]}"; do sql postgres "DROP DATABASE ${database}_before"; done
 if [ "$replace" = yes ]; then store_copy "$from" sync --checksum /backup/store "store:$BUCKET"; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ import httpx
 
 from mlx_tasks.dag_settings import ACCELERATOR
 from mlx_tasks.errors import StageError
-from mlx_tasks.fleet.settings import HEARTBEAT_S, QUEUES, WorkerSettings
+from mlx_tasks.fleet.settings import QUEUES, WorkerSettings
+from mlx_tasks.fleet.tokens import sign
+from mlx_tasks.trust import authorities
 
 State = Literal["ok", "warning", "wrong"]
 
@@ -90,26 +93,29 @@ def clock(settings: WorkerSettings) -> Finding:
     return Finding("clock", "ok", f"within {max(1.0, abs(skew)):.0f} s of the server's")
 
 
-def secret(settings: WorkerSettings) -> Finding:
-    """The server takes what is signed with this secret; and the provider for workers is the same here and there.
+def key(settings: WorkerSettings) -> Finding:
+    """The server takes what is signed with this worker's key; and the provider for workers is the same here and there.
 
     A registration under a version that no server takes is refused with the server's own version, and changes nothing.
     """
-    name = "secret"
+    name = "key"
     method = f"worker/doctor-{uuid.uuid4().hex[:8]}"
     told = {"airflow_version": _installed("apache-airflow"), "edge_provider_version": NEVER}
     body = {"state": "starting", "jobs_active": 0, "queues": list(settings.queues), "sysinfo": told}
-    headers = {"Authorization": sign(settings.secret, method)}
+    headers = {"Authorization": sign(settings.key, method)}
     answer = httpx.post(
         f"{settings.edge_api}/{method}".replace("/rpcapi/", "/"),
-        json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False,
+        json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False, verify=authorities(),
     )  # fmt: skip
     if answer.status_code in (404, 405):
         fix = "set AIRFLOW__EDGE__API_ENABLED=True on the server"
         return Finding(name, "wrong", "the server has no door for workers", fix)
     if answer.status_code == 403:
-        fix = "take AIRFLOW_JWT_SECRET of the server's .env; where it is the same, mend the clock"
-        return Finding(name, "wrong", "the server refuses what is signed with ADO_JWT_SECRET", fix)
+        fix = (
+            f"on the server `make secrets WORKER={settings.name}` and `docker compose up -d`, "
+            f"its worker-{settings.name}.env here as worker.env; where that is done, mend the clock"
+        )
+        return Finding(name, "wrong", "the server refuses what is signed with this worker's key", fix)
     there = re.search(r"core runs on ([0-9][\w.]*?)\.? ", f"{answer.text} ")
     if answer.status_code != 400 or there is None:
         return Finding(name, "warning", f"the server answers {answer.status_code}: {answer.text[:120]}", "")
@@ -120,10 +126,16 @@ def secret(settings: WorkerSettings) -> Finding:
 
 
 def mlflow(settings: WorkerSettings) -> Finding:
-    """The tracking server answers, in the version that is installed here."""
+    """The tracking server lets this worker in, and has the version that is installed here."""
     fix = "start it, open the tunnel to it, or mend MLFLOW_TRACKING_URI"
+    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
     try:
-        answer = _get(f"{settings.mlflow}/version")
+        answer = _get(f"{settings.mlflow}/version", auth=login if login[0] else None)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            return Finding("MLflow", "wrong", f"{settings.mlflow} does not answer rightly: {_short(error)}", fix)
+        fix = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as the server's worker-NAME.env has them"
+        return Finding("MLflow", "wrong", f"{settings.mlflow} does not let {login[0] or 'nobody'} in", fix)
     except httpx.HTTPError as error:
         return Finding("MLflow", "wrong", f"{settings.mlflow} does not answer: {_short(error)}", fix)
     found = _same("MLflow", _installed("mlflow"), answer.text.strip(), "make setup at the server's commit")
@@ -197,7 +209,7 @@ def disk(settings: WorkerSettings) -> Finding:
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
     if free < LEAST_DISK_GB:
-        fix = "remove old workspaces (mlx-tasks clean-runs) or move ADO_STATE to a larger disk"
+        fix = f"remove folders of old runs under {settings.places.workspaces} or move ADO_STATE to a larger disk"
         return Finding("disk", "wrong", f"{free:.1f} GB free at {folder}, {LEAST_DISK_GB:g} wanted", fix)
     return Finding("disk", "ok", f"{free:.0f} GB free")
 
@@ -224,7 +236,7 @@ def accelerator(settings: WorkerSettings) -> Finding:
 
 
 WORKER: tuple[Check, ...] = (
-    api_server, airflow_version, clock, secret, mlflow, store, repository, queues, interpreter, disk, accelerator,
+    api_server, airflow_version, clock, key, mlflow, store, repository, queues, interpreter, disk, accelerator,
 )  # fmt: skip
 """In the order in which one failure explains the next."""
 
@@ -235,15 +247,17 @@ def fleet(url: str, password: str, user: str = "admin") -> list[Finding]:
     try:
         health = _get(f"{url}/api/v2/monitor/health").json()
         token = httpx.post(
-            f"{url}/auth/token", json={"username": user, "password": password}, timeout=TIMEOUT_S, trust_env=False
-        )
+            f"{url}/auth/token", json={"username": user, "password": password}, timeout=TIMEOUT_S, trust_env=False,
+            verify=authorities(),
+        )  # fmt: skip
         token.raise_for_status()
         headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
-        told = httpx.get(f"{url}/edge_worker/ui/worker", timeout=TIMEOUT_S, trust_env=False, headers=headers)
+        asked = {"headers": headers, "timeout": TIMEOUT_S, "trust_env": False, "verify": authorities()}
+        told = httpx.get(f"{url}/edge_worker/ui/worker", **asked)
         told.raise_for_status()
         slots: dict[str, int] = {}
         for name in POOLS:
-            pool = httpx.get(f"{url}/api/v2/pools/{name}", timeout=TIMEOUT_S, trust_env=False, headers=headers)
+            pool = httpx.get(f"{url}/api/v2/pools/{name}", **asked)
             if pool.status_code != 404:
                 slots[name] = pool.raise_for_status().json()["slots"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -295,15 +309,6 @@ def workers(told: list[dict[str, Any]]) -> list[Finding]:
     return findings
 
 
-def sign(shared_secret: str, method: str) -> str:
-    """A worker's token for one request: HS512, valid as long as Airflow's own."""
-    import jwt
-
-    now = int(time.time())
-    claims = {"method": method, "aud": "api", "jti": uuid.uuid4().hex, "nbf": now, "iat": now, "exp": now + HEARTBEAT_S}
-    return jwt.encode(claims, shared_secret, algorithm="HS512", headers={"kid": "not-used"})
-
-
 def _same(name: str, here: str | None, there: str, fix: str) -> Finding:
     if here != there:
         return Finding(name, "wrong", f"{here or 'none'} here, {there} on the server", fix)
@@ -317,8 +322,8 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _get(url: str) -> httpx.Response:
-    answer = httpx.get(url, timeout=TIMEOUT_S, trust_env=False)
+def _get(url: str, auth: tuple[str, str] | None = None) -> httpx.Response:
+    answer = httpx.get(url, auth=auth, timeout=TIMEOUT_S, trust_env=False, verify=authorities())
     answer.raise_for_status()
     return answer
 

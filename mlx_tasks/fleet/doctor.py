@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterable, Iterator
 
 import httpx
@@ -13,7 +14,7 @@ from mlx_tasks.fleet.settings import WorkerSettings
 SIGNS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
 FIRST = {"api_server"}
 """Where one of these is wrong, what asks the same server says nothing more."""
-NEED_SERVER = {"airflow_version", "clock", "secret"}
+NEED_SERVER = {"airflow_version", "clock", "key"}
 
 
 def examine(settings: WorkerSettings, checks: Iterable[Check] = WORKER) -> Iterator[Finding]:
@@ -24,7 +25,7 @@ def examine(settings: WorkerSettings, checks: Iterable[Check] = WORKER) -> Itera
             continue
         try:
             finding = check(settings)
-        except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
+        except (httpx.HTTPError, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
             finding = Finding(check.__name__.replace("_", " "), "wrong", f"{type(error).__name__}: {error}", "")
         down = down or (check.__name__ in FIRST and finding.state == "wrong")
         yield finding

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import os
 import secrets
 import socket
@@ -12,15 +15,16 @@ from urllib.parse import urlsplit
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.files import atomic_write_text
+from mlx_tasks.fleet.tokens import key_id
+from mlx_tasks.trust import believe
 from mlx_tasks.workspace.paths import Places
 
 SERVER_VARIABLE = "ADO_CONTROL_PLANE"
-SECRET_VARIABLE = "ADO_JWT_SECRET"
+KEY_VARIABLE = "ADO_WORKER_KEY"
 QUEUES_VARIABLE = "ADO_QUEUES"
 NAME_VARIABLE = "ADO_WORKER_NAME"
 QUEUES = ("mlx", "default")
 """What a worker takes: `mlx` computes; `default` opens and closes runs, which needs a checkout too."""
-SHORTEST_SECRET = 32
 HEARTBEAT_S = 10
 """Between a worker's reports. The control plane takes one for dead after five of them."""
 
@@ -31,7 +35,7 @@ class WorkerSettings:
 
     Attributes:
         control_plane: address of Airflow's API server (ADO_CONTROL_PLANE).
-        secret: signs what the worker sends (ADO_JWT_SECRET, the control plane's AIRFLOW_JWT_SECRET).
+        key: signs what the worker sends (ADO_WORKER_KEY, base64 of PEM). The control plane knows its public half.
         mlflow: address of the tracking server (MLFLOW_TRACKING_URI).
         places: this machine's folders and remotes (ADO_STATE, ADO_REPOSITORY, ADO_DVC_REMOTE, ADO_GIT_REMOTE).
         queues: what it takes (ADO_QUEUES, comma-separated).
@@ -39,7 +43,7 @@ class WorkerSettings:
     """
 
     control_plane: str
-    secret: str
+    key: str
     mlflow: str
     places: Places
     queues: tuple[str, ...]
@@ -49,12 +53,13 @@ class WorkerSettings:
     def from_environment(cls) -> WorkerSettings:
         """The settings of this process' environment.  Raises: DataError naming the variable and what it must be."""
         places = Places.from_environment()
+        believe(places.state, os.environ)
         queues = tuple(q.strip() for q in os.environ.get(QUEUES_VARIABLE, ",".join(QUEUES)).split(",") if q.strip())
         if not queues:
             raise DataError(f"{QUEUES_VARIABLE} must name the queues a worker takes, such as {','.join(QUEUES)}")
         return cls(
             _address(SERVER_VARIABLE, "Airflow's API server"),
-            _secret(),
+            _key(),
             _address("MLFLOW_TRACKING_URI", "the MLflow server"),
             places,
             queues,
@@ -72,7 +77,11 @@ class WorkerSettings:
         return f"{self.control_plane}/edge_worker/v1/rpcapi"
 
     def environment(self) -> dict[str, str]:
-        """The environment of `airflow edge worker` and of the tasks it starts. It holds no database's address."""
+        """The environment of `airflow edge worker` and of the tasks it starts. It holds no database's address.
+
+        The key goes to a file for this user alone, under the worker's folder.
+        """
+        atomic_write_text(self.home / "signing_key.pem", self.key, 0o600)
         settings = {
             "CORE__DAGS_FOLDER": self.places.repository / "dags",
             "CORE__PLUGINS_FOLDER": self.places.repository / "plugins",
@@ -80,7 +89,9 @@ class WorkerSettings:
             "CORE__EXECUTION_API_SERVER_URL": f"{self.control_plane}/execution/",
             # A fork of a process that has evaluated an MLX array hangs.
             "CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": True,
-            "API_AUTH__JWT_SECRET": self.secret,
+            "API_AUTH__JWT_PRIVATE_KEY_PATH": self.home / "signing_key.pem",
+            "API_AUTH__JWT_KID": key_id(self.key),
+            "API_AUTH__JWT_SECRET": "",  # Airflow takes a key or a secret, not both
             "EDGE__API_URL": self.edge_api,
             "EDGE__API_ENABLED": True,
             "EDGE__HEARTBEAT_INTERVAL": HEARTBEAT_S,
@@ -91,7 +102,7 @@ class WorkerSettings:
             "USAGE_DATA_COLLECTION__ENABLED": False,
         }
         binaries = os.path.dirname(sys.executable)
-        dropped = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC", SECRET_VARIABLE}
+        dropped = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC", KEY_VARIABLE}
         return {
             **{key: value for key, value in os.environ.items() if key not in dropped},
             **{f"AIRFLOW__{key}": str(value) for key, value in settings.items()},
@@ -132,11 +143,13 @@ def _address(variable: str, what: str) -> str:
     return text
 
 
-def _secret() -> str:
-    secret = os.environ.get(SECRET_VARIABLE, "")
-    if len(secret) < SHORTEST_SECRET:
-        raise DataError(
-            f"{SECRET_VARIABLE} must be the control plane's AIRFLOW_JWT_SECRET, at least {SHORTEST_SECRET} characters, "
-            f"got {len(secret)}"
-        )
-    return secret
+def _key() -> str:
+    word = os.environ.get(KEY_VARIABLE, "")
+    with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+        key = base64.b64decode(word, validate=True).decode()
+        if "PRIVATE KEY" in key:
+            return key
+    raise DataError(
+        f"{KEY_VARIABLE} must be this worker's key, as `make secrets WORKER=NAME` on the server writes it to "
+        f"worker-NAME.env, got {'nothing' if not word else f'{len(word)} characters that are none'}"
+    )

@@ -38,7 +38,9 @@ def work(settings: WorkerSettings, problems: Callable[[], list[str]] = list) -> 
     Raises: BusyError where a worker of this state folder runs already; UnavailableError where the control plane keeps
         refusing it.
     """
+    os.umask(0o077)  # what it writes, and what its tasks write, is this user's alone
     settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.chmod(0o700)
     lock, what = settings.home / "lock", f"the worker in {settings.places.state}"
     with held(lock, f"worker {settings.name}", what=what, wait_s=0):
         try:

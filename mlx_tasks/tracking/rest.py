@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from mlx_tasks.errors import DataError, StageError, UnavailableError
+from mlx_tasks.trust import authorities
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
@@ -67,7 +68,11 @@ class MlflowRest:
         elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
             auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
         self._http = httpx.Client(
-            timeout=timeout_s, auth=auth, headers=headers, trust_env=parts.hostname not in _LOOPBACK
+            timeout=timeout_s,
+            auth=auth,
+            headers=headers,
+            trust_env=parts.hostname not in _LOOPBACK,
+            verify=authorities(),
         )
 
     def close(self) -> None:

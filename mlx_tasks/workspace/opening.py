@@ -151,6 +151,9 @@ def _fetch(places: Places, run: Run) -> None:
 def configure_dvc(places: Places, path: Path) -> None:
     """Point a workspace's DVC at this machine's shared cache and at the remote."""
     places.dvc_cache.mkdir(parents=True, exist_ok=True)
+    site = places.state / "dvc-site"
+    site.mkdir(mode=0o700, parents=True, exist_ok=True)
+    site.chmod(0o700)  # DVC lets everybody write in what it makes there, and reads it back as pickles
     if "://" not in places.dvc_remote:
         Path(places.dvc_remote).mkdir(parents=True, exist_ok=True)
     lines = [
@@ -158,7 +161,7 @@ def configure_dvc(places: Places, path: Path) -> None:
         "    analytics = false",
         "    check_update = false",
         "    remote = ado",
-        f"    site_cache_dir = {places.state / 'dvc-site'}",
+        f"    site_cache_dir = {site}",
         "[cache]",
         f"    dir = {places.dvc_cache}",
         *remote_lines(places),
