@@ -38,7 +38,6 @@ def work(settings: WorkerSettings, problems: Callable[[], list[str]] = list) -> 
     Raises: BusyError where a worker of this state folder runs already; UnavailableError where the control plane keeps
         refusing it.
     """
-    os.umask(0o077)  # what it writes, and what its tasks write, is this user's alone
     settings.home.mkdir(parents=True, exist_ok=True)
     settings.home.chmod(0o700)
     lock, what = settings.home / "lock", f"the worker in {settings.places.state}"
@@ -121,6 +120,7 @@ def _once(settings: WorkerSettings) -> _End:
     process = subprocess.Popen(
         command(settings), env=settings.environment(), cwd=settings.places.repository, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        umask=0o077,  # what it and its tasks write is this user's alone
     )  # fmt: skip
     assert process.stdout is not None
     print(
