@@ -41,7 +41,8 @@ def test_mlflows_tables_are_brought_up_to_date_without_a_command_line_that_holds
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "PATH": ""}
     made = f"from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Store; Store({uri!r}, '.')"
     subprocess.run([sys.executable, "-c", made], env=environment, cwd=tmp_path, check=True, timeout=120)
-    script = f"import runpy; runpy.run_path({str(repository / 'include/compose/init_mlflow.py')!r})['update_tables']({uri!r})"
+    init = str(repository / "include/compose/init_mlflow.py")
+    script = f"import runpy; runpy.run_path({init!r})['update_tables']({uri!r})"
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
