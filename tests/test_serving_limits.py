@@ -190,6 +190,7 @@ def test_a_client_that_asks_first_is_told_before_it_sends(server):
     [
         (("Content-Length: 70000", JSON), 413, b"got 70000"),
         (("Transfer-Encoding: chunked", JSON), 413, b"got none"),
+        (("Transfer-Encoding: chunked", "Content-Length: 2", JSON), 413, b"got none"),
         (("Content-Length: 2", JSON, "Content-Encoding: gzip"), 415, b"got 'gzip'"),
         (("Content-Length: 2", "Content-Type: text/plain"), 400, b"got text/plain"),
         (("Content-Length: 2",), 400, b"Content-Type: application/json, got none"),

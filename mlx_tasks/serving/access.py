@@ -81,7 +81,8 @@ class Guard:
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
             return refusal(415, f"a body is taken as it is, without Content-Encoding, got {coding[:40]!r}")
-        length = request.headers.get("content-length", "")  # digits alone pass the parser
+        chunked = "transfer-encoding" in request.headers  # it would win over a length that is there too
+        length = "" if chunked else request.headers.get("content-length", "")  # digits alone pass the parser
         if (request.method == "POST" and not length) or int(length[:20] or 0) > MAX_BODY_BYTES:
             return refusal(413, f"a body needs a length of at most {MAX_BODY_BYTES} bytes, got {length[:20] or 'none'}")
         kind = request.headers.get("content-type", "")
