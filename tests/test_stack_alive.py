@@ -10,8 +10,8 @@ import psutil
 import pytest
 from ports import free_port
 
-from mlx_tasks.errors import InterruptedStageError
-from mlx_tasks.stack import news, supervisor
+from mlx_tasks.errors import DataError, InterruptedStageError
+from mlx_tasks.stack import demo, news, supervisor
 from mlx_tasks.stack.api import AirflowApi
 from mlx_tasks.stack.layout import Layout, is_free
 from mlx_tasks.stack.processes import recorded
@@ -191,6 +191,18 @@ def test_what_a_run_waits_for_is_said_with_what_would_help(up, tmp_path):
     assert f"try {task['try_number'] + 1} of 3" in words
 
 
+def test_a_paused_chain_is_unpaused_and_one_that_could_not_get_on_is_refused_before_it_starts(up, monkeypatch):
+    _, api = up
+    api.pause("small", True)
+    monkeypatch.setattr(demo, "DAG_ID", "small")
+    lines = []
+    demo.clear_the_way(api, lines.append)
+    assert lines == ["small was paused in Airflow: it is unpaused"] and not api.dag("small")["is_paused"]
+    monkeypatch.setattr(demo, "DAG_ID", "many")
+    with pytest.raises(DataError, match=r"wait without end: the pool 'empty' has 0 slots.*/pools"):
+        demo.clear_the_way(api, lines.append)
+
+
 def test_a_still_run_is_told_once_and_the_end_of_the_stack_ends_who_follows(up, tmp_path):
     layout, api = up
     heard = news.News(api, "many", tmp_path, still_s=0.0)
@@ -213,9 +225,24 @@ def test_a_dead_watcher_is_replaced_and_up_keeps_the_parts_that_live(up, tmp_pat
     heard = news.News(api, "many", tmp_path)
     assert any("watches the stack" in line for line in heard.of_the_stack()) and supervisor.watched(layout)
     lines = []
-    supervisor.start(layout, lines.append)
+    with supervisor.exclusive(layout, "a demo"), supervisor.turn(layout, "up", lines.append, wait_s=0):
+        supervisor.start(layout, lines.append)  # a demo that is at work stands in nobody's way
     assert lines == ["the stack is up already"]
     assert {name: process.pid for name, process in supervisor.running(layout).items()} == pids
+
+
+def test_up_starts_what_is_dead_of_a_stack_that_is_half_up_and_keeps_the_rest(up):
+    layout, api = up
+    before = {entry.name: entry.pid for entry in recorded(layout)}
+    for name in ("watcher", "mlflow"):
+        os.kill(before[name], signal.SIGKILL)
+    wait_for("their ends", lambda: not supervisor.watched(layout) and "mlflow" not in supervisor.running(layout))
+    lines = []
+    supervisor.start(layout, lines.append)
+    now = {entry.name: entry.pid for entry in recorded(layout)}
+    assert {name for name in before if now[name] != before[name]} == {"watcher", "mlflow"}
+    assert any("started again: mlflow" in line for line in lines) and supervisor.watched(layout)
+    assert api.run("small", "under-way")["state"] == "success"
 
 
 def test_all_that_is_kept_is_its_owners_alone(up):

@@ -13,7 +13,7 @@ from mlx_tasks.dag_settings import ACCELERATOR
 from mlx_tasks.errors import DataError, ExitCode, StageError, UnavailableError
 from mlx_tasks.files import read_json
 from mlx_tasks.stack import supervisor
-from mlx_tasks.stack.api import AirflowApi
+from mlx_tasks.stack.api import TRIES, AirflowApi
 from mlx_tasks.stack.follow import follow
 from mlx_tasks.stack.layout import Layout
 from mlx_tasks.stack.processes import noted_problem
@@ -86,11 +86,11 @@ def follow_latest(root: Path, run_id: str | None, *, plain: bool | None = None) 
     return 0 if state == "success" else 1
 
 
-def bring_up(layout: Layout, say: supervisor.Say) -> AirflowApi:
-    """The stack up and well, with its pool, once Airflow knows the chain."""
+def bring_up(layout: Layout, say: supervisor.Say, tries: int = TRIES) -> AirflowApi:
+    """The stack up and well, with its pool, once Airflow knows the chain; its API, which asks so many times."""
     with supervisor.turn(layout, "a start of the stack", say):
         supervisor.start(layout, say)
-    api = AirflowApi(layout)
+    api = AirflowApi(layout, tries)
     api.ensure_pool(ACCELERATOR["pool"], 1, "The accelerator: one stage at a time")
     api.wait_for_dag(DAG_ID)
     return api
@@ -98,7 +98,7 @@ def bring_up(layout: Layout, say: supervisor.Say) -> AirflowApi:
 
 def _demo(layout: Layout, conf: dict[str, Any], plain: bool | None) -> int:
     api = bring_up(layout, say)
-    _clear_the_way(api)
+    clear_the_way(api, say)
     run_id = time.strftime("demo__%Y-%m-%dT%H-%M-%S")
     supervisor.note_run(layout, run_id)
     api.trigger(DAG_ID, run_id, conf)
@@ -111,7 +111,7 @@ def _demo(layout: Layout, conf: dict[str, Any], plain: bool | None) -> int:
     return 0 if state == "success" else 1
 
 
-def _clear_the_way(api: AirflowApi) -> None:
+def clear_the_way(api: AirflowApi, say: supervisor.Say) -> None:
     """Unpause the chain.  Raises: DataError where something else would let a run wait without end."""
     if api.dag(DAG_ID)["is_paused"]:
         api.pause(DAG_ID, False)

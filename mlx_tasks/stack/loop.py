@@ -27,13 +27,17 @@ from mlx_tasks.monitoring.window import read_window
 from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.registry.names import CHAMPION, SERVING
 from mlx_tasks.stack.api import AirflowApi
-from mlx_tasks.stack.demo import bring_up
+from mlx_tasks.stack.demo import bring_up, clear_the_way
 from mlx_tasks.stack.layout import Layout, is_free
+from mlx_tasks.stack.news import STILL_S
+from mlx_tasks.stack.waiting import reasons
 
 OPTIMIZE, MONITOR, DEPLOY = "optimize_diffusion", "monitor_quality", "deploy_champion"
 PATIENCE_S = 300.0
 """For what takes seconds; the chain itself may take RUN_S."""
 RUN_S = 3600.0
+PATIENT_TRIES = 60
+"""Of a call to Airflow, a second apart: its API server may be started again meanwhile."""
 LEAST_IMAGES = 100
 """Of a look at the window."""
 CLIENTS, PAUSE_S, CALM_PAUSE_S = 2, 0.05, 0.5
@@ -118,11 +122,12 @@ def loop(root: Path, model: str, damage: str) -> int:
     Raises: DataError without a champion; UnavailableError where something does not come about.
     """
     layout = Layout.of(root)
-    api = bring_up(layout, lambda text: print(f"loop: {text}", flush=True))
+    api = bring_up(layout, _say, tries=PATIENT_TRIES)
     registry = Registry(layout.mlflow_url)
     champion = registry.by_alias(model, CHAMPION)
     if champion is None:
         raise DataError(f"{model} has no champion yet: `make demo` makes one, if its gate lets it through")
+    clear_the_way(api, _say)
     if not is_free(layout.server_port):
         raise DataError(f"port {layout.server_port} is taken, and the loop's server listens there: set ADO_SERVER_PORT")
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
@@ -148,7 +153,9 @@ def loop(root: Path, model: str, damage: str) -> int:
 
         run_id = _wait("a run of the chain", lambda: _started(api, OPTIMIZE, began), PATIENCE_S)
         timeline.tell("run", f"{run_id} begins again at {report['suggestion']}", run_id=run_id)
-        state = _wait("the chain's end", lambda: _ended(api, OPTIMIZE, run_id), RUN_S)
+        state = _wait(
+            "the chain's end", lambda: _ended(api, OPTIMIZE, run_id), RUN_S, lambda: _waits_for(api, OPTIMIZE, run_id)
+        )
         cached = [name for name, how in _statuses(api, run_id).items() if how == "cached"]
         timeline.tell(
             "made", f"the run ended: {state}; kept from the champion's: {', '.join(cached) or 'nothing'}", cached=cached
@@ -306,6 +313,15 @@ def _told_by_deployment(api: AirflowApi, since: float, url: str) -> str:
     return f"{DEPLOY} is {state}: {told}"
 
 
+def _waits_for(api: AirflowApi, dag_id: str, run_id: str) -> str:
+    """What keeps a run from getting on, as far as it is known."""
+    return "; ".join(reasons(api, dag_id, api.run(dag_id, run_id), api.tasks(dag_id, run_id), Path("/nonexistent")))
+
+
+def _say(text: str) -> None:
+    print(f"loop: {text}", flush=True)
+
+
 def _statuses(api: AirflowApi, run_id: str) -> dict[str, str]:
     """Target -> ran or cached, as the nodes told."""
     results = [api.xcom(OPTIMIZE, run_id, task, "result") for task in api.tasks(OPTIMIZE, run_id)]
@@ -315,15 +331,19 @@ def _statuses(api: AirflowApi, run_id: str) -> dict[str, str]:
 def _wait(what: str, look: Callable[[], Any], patience_s: float, stands: Callable[[], str] = lambda: "") -> Any:
     """What `look` finds, once it does.
 
-    stands: says where it stands, or raises where waiting has no use; asked every five seconds.
+    stands: says where it stands, or raises where waiting has no use; asked every five seconds, told after half a minute
+        and when it changes.
     Raises: UnavailableError naming what was waited for.
     """
     began = told = time.monotonic()
-    last = ""
+    last = said = ""
     while not (found := look()):
         now = time.monotonic()
         if now - told > 5.0:
             told, last = now, stands()
+            if last and last != said and now - began > STILL_S:
+                said = last
+                _say(f"waiting for {what}: {last}")
         if now - began > patience_s:
             raise UnavailableError(f"{what} did not come within {patience_s:g} s{': ' * bool(last)}{last}")
         time.sleep(0.5)
