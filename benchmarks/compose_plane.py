@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -18,10 +20,15 @@ from record import ROOT
 
 from mlx_tasks.stack.api import AirflowApi
 from mlx_tasks.stack.layout import Layout, is_free
+from mlx_tasks.trust import believe
 
 PROJECT = "ado-trial"
-PORTS = {"airflow": 8080, "mlflow": 5000, "store": 8333, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000}
-ONCE = ("check-secrets", "airflow-init", "mlflow-init", "store-init")
+PORTS = {
+    "airflow": 8080, "workers": 8081, "mlflow": 5000, "store": 8333,
+    "prometheus": 9090, "alertmanager": 9093, "grafana": 3000,
+}  # fmt: skip
+WORKERS = ("worker", "empty")
+ONCE = ("check-secrets", "postgres-init", "airflow-init", "mlflow-init", "store-init")
 START_S = 420
 
 
@@ -51,9 +58,13 @@ class Plane:
             branches = "refs/heads/runs/*:refs/heads/runs/*"
             self.run("git", "fetch", "-q", str(earlier / "origin.git"), branches, cwd=self.origin)
         # Swift, the stand-in for the store, names whoever may come in ACCOUNT:USER.
-        access = f"STORE_ACCESS_KEY={secrets.token_hex(6)}:{secrets.token_hex(6)}\n"
+        account = secrets.token_hex(6)
+        access = "".join(
+            f"{name}={account}:{secrets.token_hex(6)}\n" for name in ("STORE_ACCESS_KEY", "STORE_ADMIN_ACCESS_KEY")
+        )
         (self.server / ".env").write_text((earlier / "server" / ".env").read_text() if earlier else access)
-        self.run(sys.executable, "include/compose/make_secrets.py")
+        for name in WORKERS:
+            self.run(sys.executable, "include/compose/make_secrets.py", "--hosts", "127.0.0.1", "--worker", name)
         self.layout.state.mkdir()
         (self.layout.state / "secrets.json").write_text(json.dumps({"password": self.secret("AIRFLOW_ADMIN_PASSWORD")}))
 
@@ -93,7 +104,17 @@ class Plane:
 
     @property
     def api(self) -> AirflowApi:
-        return AirflowApi(self.layout)
+        api = AirflowApi(self.layout)
+        api._client = self.http("airflow")
+        return api
+
+    def http(self, name: str) -> httpx.Client:
+        """A client of one of the doors, with the operator's login where the proxy asks for one."""
+        authority = base64.b64decode(self.secret("TLS_AUTHORITY")).decode()
+        login = ("admin", self.secret("WATCH_PASSWORD")) if name in ("prometheus", "alertmanager") else None
+        context = ssl.create_default_context(cadata=authority)
+        url = f"https://127.0.0.1:{PORTS[name]}"
+        return httpx.Client(base_url=url, verify=context, auth=login, timeout=30, trust_env=False)
 
     def containers(self) -> dict[str, dict[str, Any]]:
         """Service -> what the engine says about its container."""
@@ -145,7 +166,8 @@ class Plane:
 
     def get(self, name: str, path: str) -> Any:
         """JSON of one of the published ports."""
-        return httpx.get(f"http://127.0.0.1:{PORTS[name]}{path}", timeout=20, trust_env=False).raise_for_status().json()
+        with self.http(name) as client:
+            return client.get(path).raise_for_status().json()
 
     def end(self) -> None:
         """Containers, networks and volumes gone."""
@@ -161,7 +183,7 @@ class Worker:
         plane.run("git", "clone", "-q", str(plane.origin), str(self.root), cwd=plane.folder)
         for key, value in (("user.name", name), ("user.email", f"{name}@example.org")):
             plane.run("git", "config", key, value, cwd=self.root)
-        settings = (plane.server / "worker.env").read_text()
+        settings = (plane.server / f"worker-{name}.env").read_text()
         (self.root / "worker.env").write_text(settings)
         told = dict(line.split("=", 1) for line in settings.splitlines() if "=" in line and line[0] != "#")
         self.environment = {
@@ -173,6 +195,7 @@ class Worker:
             "ADO_RETRY_DELAY_S": "1",
             "PYTHONPATH": str(self.root),
         }
+        believe(self.root / ".state", self.environment)
 
     def command(self, *words: str, timeout_s: float = 600) -> Any:
         """One command; what came of it."""

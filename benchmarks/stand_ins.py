@@ -33,6 +33,7 @@ IMAGES = {
     "prom/alertmanager": "alertmanager",
     "grafana/grafana": "grafana",
     "rclone/rclone": "rclone",
+    "nginx": "nginx",
 }
 """Repository of an image -> the Dockerfile of its stand-in."""
 

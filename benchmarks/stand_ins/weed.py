@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """`weed server -dir=FOLDER -s3.config=FILE`, done by Swift: four servers, one device, S3 on port 8333.
 
-The access key must read ACCOUNT:USER, which is how Swift names whoever may come in.
+Access keys must read ACCOUNT:USER, which is how Swift names whoever may come in; whoever does may do everything here.
 """
 
 import json
@@ -21,10 +21,13 @@ def options() -> dict[str, str]:
     return dict(word.lstrip("-").split("=", 1) for word in sys.argv[1:] if "=" in word)
 
 
-def write_settings(folder: Path, access: str, secret: str) -> None:
+def write_settings(folder: Path, people: list[dict]) -> None:
     """Swift's configuration and its rings; both follow from nothing but this file, so data stay readable."""
-    account, _, user = access.partition(":")
-    assert account and user, "STORE_ACCESS_KEY must read ACCOUNT:USER here"
+    users = ""
+    for one in people:
+        account, _, user = one["accessKey"].partition(":")
+        assert account and user, f"{one['accessKey']} must read ACCOUNT:USER here"
+        users += f"user_{account}_{user} = {one['secretKey']} .admin\n"
     (ETC / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = trial\n")
     filters = "".join(
         f"[filter:{name}]\nuse = egg:swift#{'memcache' if name == 'cache' else name}\n"
@@ -36,7 +39,7 @@ def write_settings(folder: Path, access: str, secret: str) -> None:
         f"[pipeline:main]\npipeline = {PIPELINE}\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nallow_account_management = true\n"
         "[filter:s3api]\nuse = egg:swift#s3api\nlocation = us-east-1\ns3_acl = false\n"
-        f"[filter:tempauth]\nuse = egg:swift#tempauth\nuser_{account}_{user} = {secret} .admin\n{filters}"
+        f"[filter:tempauth]\nuse = egg:swift#tempauth\n{users}{filters}"
     )
     for kind, port in PORTS.items():
         (ETC / f"{kind}-server.conf").write_text(
@@ -75,8 +78,8 @@ def main() -> None:
     folder = Path(given["dir"])
     (folder / "d1").mkdir(parents=True, exist_ok=True)
     subprocess.run(["chown", "-R", "swift:swift", str(folder)], check=True)
-    keys = json.loads(Path(given["s3.config"]).read_text())["identities"][0]["credentials"][0]
-    write_settings(folder, keys["accessKey"], keys["secretKey"])
+    people = json.loads(Path(given["s3.config"]).read_text())["identities"]
+    write_settings(folder, [one["credentials"][0] for one in people])
     servers = [subprocess.Popen(["memcached", "-u", "swift", "-l", "127.0.0.1"])]
     servers += [
         subprocess.Popen([f"swift-{kind}-server", str(ETC / f"{kind}-server.conf"), "-v"]) for kind in (*PORTS, "proxy")

@@ -1,9 +1,9 @@
 """Make `.venv` from the lock file. Run by the Python 3.11 that setup.sh finds beside git and a compiler (stdlib only).
 
-Everything but torch is installed by uv, with hashes, exactly as locked. torch takes a step of its own, by pip: pip's
-own configuration may offer a CPU wheel, whose hash a lock made elsewhere cannot know; where none is offered, the
-registry's build comes with what it needs. A stamp with the lock's hash is written last, so an environment without one
-is half made and is made again.
+All is installed by uv, with hashes, exactly as locked; on Linux torch takes a step of its own, by pip: pip's own
+configuration may offer a CPU wheel, whose hash a lock made elsewhere cannot know; where none is offered, the registry's
+build comes with what it needs. A stamp with the lock's hash is written last, so an environment without one is half
+made and is made again.
 """
 
 from __future__ import annotations
@@ -60,15 +60,16 @@ def _install() -> None:
     with tempfile.TemporaryDirectory() as folder:
         uv_lock, rest_lock, pins = (Path(folder) / name for name in ("uv.lock", "rest.lock", "pins.txt"))
         uv_lock.write_text("".join(text for name, text in blocks if name == "uv"))
-        rest_lock.write_text("".join(text for name, text in blocks if name != "torch"))
+        by_pip = {"torch"} if sys.platform != "darwin" else set()  # macOS has one build, and the lock knows its hash
+        rest_lock.write_text("".join(text for name, text in blocks if name not in by_pip))
         pins.write_text("".join(_pin(text) for _, text in blocks))
         _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes", "-r", uv_lock])
         uv = [VENV / "bin" / "uv", "pip", "install", "-q", "--python", python]
         # First, while there is nothing for pip to compare with: it would miss the torchvision that lpips names, which
         # is left out on purpose (include/overrides.txt).
-        _say("installing torch")
-        torch = next(_pin(text) for name, text in blocks if name == "torch").split(";")[0].strip()
-        _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", torch, "-c", pins])
+        for torch in (_pin(text).split(";")[0].strip() for name, text in blocks if name in by_pip):
+            _say("installing torch")
+            _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", torch, "-c", pins])
         _say(f"installing {len(blocks)} locked packages")
         # Every stage is a fresh process: compiling its imports each time would double what a node costs.
         _run([*uv, "--compile-bytecode", "--require-hashes", "--no-deps", "-r", rest_lock])
