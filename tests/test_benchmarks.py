@@ -19,6 +19,24 @@ def test_a_result_names_a_script_that_is_there_and_no_path_of_a_machine(path):
     assert told["question"] and told["rows"] and told["device"]["chip"]
 
 
+def test_the_demo_stands_above_its_floor_and_a_worse_one_would_not():
+    import sys
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import demo_results
+
+    told = json.loads((ROOT / "benchmarks" / "results" / "demo_results.json").read_text())
+    floor, winner = json.loads(demo_results.FLOOR.read_text()), told["config"]["winner"]["candidate"]
+    assert demo_results.below_floor(told["rows"], winner, floor) == []
+    noise = "reference-noise"
+    below = demo_results.below_floor(told["rows"], noise, floor)
+    assert [line.split(" is ")[0] for line in below] == [
+        "frechet_distance", "c2st_accuracy", "precision", "recall", "the winner",
+    ]  # fmt: skip
+    dear = [{**row, "nfe": 16} if row["candidate"] == winner else row for row in told["rows"]]
+    assert demo_results.below_floor(dear, winner, floor) == ["the winner takes 16 evaluations, and the floor is 8"]
+
+
 @pytest.mark.parametrize(
     ("argument", "shown"),
     [
