@@ -174,6 +174,8 @@ def test_the_report_and_its_json_tell_the_same_verdict(chain):
     verdict = read_json(work / "registered" / "verdict.json")
     report = read_json(work / "report" / "report.json")
     assert report["verdict"]["passed"] == verdict["passed"]
+    (rule,) = verdict["rules"]  # half of what noise scores: what is not learned at all would not pass
+    assert rule["metric"] == "frechet_distance" and rule["passed"] and 0 < rule["value"] < rule["limit"] < 10
     html = (work / "report" / "report.html").read_text()
     assert "http://" not in html.replace("http://www.w3.org", "") and "<script src" not in html
 
