@@ -97,7 +97,6 @@ page.given("| `sigma` | `std / alpha`: noise over signal | 0.0064 to 20,000 |", 
 page.given("Range (cosine schedule, 1,000 timesteps)", "a definition")
 page.given("quantiles of Beta(0.6, 0.6) over", "a definition: Lee et al. 2024")
 page.given("`sigma` from 10 to 0.1, spaced evenly", "a setting: config of the result")
-page.given("of diffusers 0.42,", "a version")
 page.given("(4,096 against 15,000)", "what diffusers computes: tests/test_samplers_following.py follows it")
 page.given("of 256 of a domain's images smeared by 0.15", "a setting: config of the result")
 page.given("sigma 80 to 0.2.", "the settings themselves: include/domains.json")
