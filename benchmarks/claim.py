@@ -9,7 +9,7 @@ from benchmarks/results/, and the page must hold the same words:
     page.given("95 %", "the level of every interval: a setting")
 
 A figure is a number with a decimal point, with thousands apart, or with a unit of time, size, share or multiple; a
-version ("Python 3.11") is none. A figure that no `says` covers must stand in a `given` with a reason: a setting, a definition, what a source published,
+version ("Python 3.11") is none, nor is a default right after its setting: `--poll` (2 s). A figure that no `says` covers must stand in a `given` with a reason: a setting, a definition, what a source published,
 or the test that holds it.
 """
 
@@ -29,7 +29,7 @@ _UNITS = (
     r"steps? a second\b|episodes\b|evaluations\b|requests\b"
 )
 _FIGURE = re.compile(
-    r"(?<![\w.,/@#-])(?<!Python )(?<!YAML )(?<!Compose )(?<!diffusers )[+-]?"
+    r"(?<![\w.,/@#-])(?<!Python )(?<!YAML )(?<!Compose )(?<!diffusers )(?<!_ \()[+-]?"
     r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+(?!\.?\d|e-)|\d+(?=\s(?:" + _UNITS + r"))|\d+(?=%))"
     r"(?![\w./-]*\w[/.]\w)"
 )

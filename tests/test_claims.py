@@ -55,6 +55,7 @@ def test_a_figure_that_differs_from_its_result_is_told(tmp_path):
         ("Python 3.11.7, MLX 0.32.4, to 1e-4.", []),
         ("`train.rate=0.002` and\n```\nsleep 12 s 0.5\n```\n", []),
         ("[a page](docs/v1.5/x.md)", []),
+        ("Every `--poll` (2 s), by YAML 1.2, after 3 s.", ["3"]),
     ],
 )
 def test_what_counts_as_a_figure(tmp_path, text, found):

@@ -23,6 +23,5 @@ for clients in (1, 4, 16, 64):
     )
 page.given("(features within 5 % of their spread)", "a rule: mlx_tasks/serving/checks.py")
 page.given("at level 0.005", "a rule: mlx_tasks/serving/deploy.py")
-page.given("`--client-timeout` (15 s)", "a setting")
 page.given("256 KiB of a body or 2 s", "a setting: mlx_tasks/serving")
 page.given("15 s to the first byte", "a setting")
