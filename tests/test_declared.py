@@ -20,9 +20,14 @@ PROVIDED = {"mlx_tasks", "airflow"} | OWN
 """`airflow` comes with apache-airflow and its providers, which share the name."""
 
 
+def spelt(name: str) -> str:
+    """A distribution's name as the lock spells it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def names(requirements: list[str]) -> set[str]:
-    """Distributions that requirements name, spelt alike."""
-    return {re.split(r"[\[<>=!;~ ]", one)[0].lower().replace("_", "-") for one in requirements}
+    """Distributions that requirements name."""
+    return {spelt(re.split(r"[\[<>=!;~ ]", one)[0]) for one in requirements}
 
 
 RUN = names(PROJECT["dependencies"])
@@ -54,7 +59,7 @@ def test_every_package_that_is_imported_is_declared(folder, declared):
     for name, file in imported(folder).items():
         if name in PROVIDED or name in sys.stdlib_module_names:
             continue
-        distributions = {one.lower().replace("_", "-") for one in owners.get(name, [])}
+        distributions = {spelt(one) for one in owners.get(name, [])}
         if not distributions & declared:
             missing[name] = file
     assert missing == {}
