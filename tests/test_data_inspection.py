@@ -18,6 +18,7 @@ from mlx_tasks.data.decode import Rules
 from mlx_tasks.data.inspection import inspect_all, inspect_one
 from mlx_tasks.data.listing import Candidate
 from mlx_tasks.data.quarantine import Refused, write_quarantine
+from mlx_tasks.data.told import Told
 
 RULES = Rules(8, 1_000_000, 3.0)
 LOOKS = {"rules": RULES, "resolutions": (8,), "channels": "auto"}
@@ -140,7 +141,7 @@ def test_a_decoder_that_crashes_loses_its_own_file_alone(tmp_path, monkeypatch):
     assert {row: seen.reason for row, seen in enumerate(found) if seen.reason} == dict.fromkeys(words, "corrupt")
     assert [found[row].detail.split()[-1] for row in words] == ["SIGSEGV", "SIGABRT", "SIGSEGV"]
     refused = [Refused(many[row], "too_small", "", 9, 9) for row in (0, 1)]
-    write_quarantine(tmp_path / "quarantine", refused, 20, RULES)
+    write_quarantine(tmp_path / "quarantine", refused, 20, RULES, Told())
     shown = [Image.open(tmp_path / "quarantine" / "thumbnails" / f"{n:06}.png").mode for n in (0, 1)]
     assert shown == ["L", "RGB"]  # the grey field, and the picture
 
