@@ -195,7 +195,7 @@ class Worker:
             "ADO_RETRY_DELAY_S": "1",
             "PYTHONPATH": str(self.root),
         }
-        believe(self.root / ".state", self.environment)
+        believe(self.environment)
 
     def command(self, *words: str, timeout_s: float = 600) -> Any:
         """One command; what came of it."""

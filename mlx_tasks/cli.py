@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says what kind of end it was (mlx_tasks/errors.py)."""
     arguments = _parser().parse_args(argv)
     try:
+        if os.environ.get("ADO_AUTHORITY"):
+            from mlx_tasks.trust import believe
+
+            believe(os.environ)
         return arguments.command(arguments)
     except StageError as error:
         print(f"mlx-tasks: {error}", file=sys.stderr)

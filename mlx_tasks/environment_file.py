@@ -41,4 +41,4 @@ def take_env_file(path: Path, environment: Mapping[str, str] = os.environ) -> No
     for name, value in read_env_file(path).items():
         if name not in environment:
             os.environ[name] = value
-    believe(Path(os.environ.get("ADO_STATE") or Path(os.environ.get("ADO_REPOSITORY") or ".") / ".state"), os.environ)
+    believe(os.environ)

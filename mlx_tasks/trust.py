@@ -19,10 +19,10 @@ READ_BY = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "AIRFLOW__API
 """Where Python's own library and httpx, requests, Amazon's client and Airflow's look for a file of authorities."""
 
 
-def believe(state: Path, environment: MutableMapping[str, str]) -> None:
+def believe(environment: MutableMapping[str, str]) -> None:
     """Let what reads this environment believe the authority of ADO_AUTHORITY (base64 of PEM), beside the public ones.
 
-    Raises: DataError for a value that is none.
+    The file of them all is kept under ADO_STATE.  Raises: DataError for a value that is none.
     """
     told = environment.get(AUTHORITY_VARIABLE)
     if not told:
@@ -34,7 +34,8 @@ def believe(state: Path, environment: MutableMapping[str, str]) -> None:
         raise DataError(
             f"{AUTHORITY_VARIABLE} must be a certificate as make_secrets.py writes it (base64 of PEM)"
         ) from None
-    path = state / "worker" / "authorities.pem"
+    state = environment.get("ADO_STATE") or Path(environment.get("ADO_REPOSITORY") or Path.cwd()) / ".state"
+    path = Path(state).resolve() / "worker" / "authorities.pem"
     text = Path(certifi.where()).read_text(encoding="utf-8") + "\n" + own
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write_text(path, text)

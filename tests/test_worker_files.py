@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import ssl
 import stat
 import subprocess
@@ -198,9 +199,9 @@ def test_a_worker_believes_its_control_planes_authority_beside_the_public_ones(f
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx.get(url, trust_env=False, verify=authorities())
-        environment = {AUTHORITY_VARIABLE: values["TLS_AUTHORITY"]}
-        believe(tmp_path, environment)
-        assert set(environment) == {AUTHORITY_VARIABLE, *READ_BY}
+        environment = {AUTHORITY_VARIABLE: values["TLS_AUTHORITY"], "ADO_STATE": str(tmp_path)}
+        believe(environment)
+        assert set(environment) == {AUTHORITY_VARIABLE, "ADO_STATE", *READ_BY}
         monkeypatch.setenv("SSL_CERT_FILE", environment["SSL_CERT_FILE"])
         assert httpx.get(url, trust_env=False, verify=authorities()).status_code == 204
         import requests
@@ -211,4 +212,14 @@ def test_a_worker_believes_its_control_planes_authority_beside_the_public_ones(f
         server.shutdown()
         server.server_close()
     with pytest.raises(DataError, match="ADO_AUTHORITY must be a certificate"):
-        believe(tmp_path, {AUTHORITY_VARIABLE: "bm9uZQ=="})
+        believe({AUTHORITY_VARIABLE: "bm9uZQ==", "ADO_STATE": str(tmp_path)})
+
+
+def test_every_command_believes_it(folder, tmp_path):
+    """Here one that has nothing to do with a fleet: a server of models reaches MLflow by the same proxy."""
+    environment = {**os.environ, AUTHORITY_VARIABLE: "bm9uZQ==", "ADO_STATE": str(tmp_path)}
+    command = [sys.executable, "-m", "mlx_tasks", "domains", "--help"]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0  # asks nobody
+    command = [sys.executable, "-m", "mlx_tasks", "deploy", "canary", "--model", "a@b"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "ADO_AUTHORITY must be a certificate" in done.stderr

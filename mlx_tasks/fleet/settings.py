@@ -53,7 +53,7 @@ class WorkerSettings:
     def from_environment(cls) -> WorkerSettings:
         """The settings of this process' environment.  Raises: DataError naming the variable and what it must be."""
         places = Places.from_environment()
-        believe(places.state, os.environ)
+        believe(os.environ)
         queues = tuple(q.strip() for q in os.environ.get(QUEUES_VARIABLE, ",".join(QUEUES)).split(",") if q.strip())
         if not queues:
             raise DataError(f"{QUEUES_VARIABLE} must name the queues a worker takes, such as {','.join(QUEUES)}")
