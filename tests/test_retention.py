@@ -19,7 +19,7 @@ from orchestration import node, open_run, workspace
 from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.locks import held
 from mlx_tasks.retention import clean as cleaning
-from mlx_tasks.retention.airflow import served_copies
+from mlx_tasks.retention.airflow import airflow_areas, served_copies
 from mlx_tasks.retention.objects import checkpoints, depots
 from mlx_tasks.retention.plan import seconds
 from mlx_tasks.retention.runs import KnownRun
@@ -241,6 +241,26 @@ def test_copies_of_checkpoints_go_with_their_run_and_the_model_that_served_last_
     assert [path.parent.parent.parent.name for path in store.rglob("a")] == ["busy"]
     assert [path.parent.parent.name for path in state.rglob("weights")] == ["2"]
     assert served_copies(places, 0.0).stays == {"served last": 1}
+
+
+def test_airflows_logs_go_by_run_and_by_day_but_not_the_day_that_is_written(tmp_path):
+    logs = tmp_path / "airflow" / "logs"
+    for name in (
+        "dag_id=a/run_id=b/task_id=c/attempt=1.log",
+        "dag_processor/2026-01-01/x.log",
+        "dag_processor/2026-01-02/x.log",
+    ):
+        write(logs / name, "12345")
+    (logs / "dag_processor" / "latest").symlink_to(logs / "dag_processor" / "2026-01-02")
+    places, later = Places(tmp_path, tmp_path, str(tmp_path / "store")), time.time() + 60
+    assert airflow_areas(places, later, "") == []  # there is no stack here
+    write(tmp_path / "airflow" / "airflow.db", "")
+    assert [dict(area.stays) for area in airflow_areas(places, 0.0, "")] == [{}, {"young": 2}]
+    assert [dict(area.stays) for area in airflow_areas(places, later, "a run is at work")][1] == {"a run is at work": 2}
+    (_, area) = airflow_areas(places, later, "")
+    for item in area.goes:
+        item.remove()
+    assert [path.parent.name for path in logs.rglob("*.log")] == ["2026-01-02"]
 
 
 def write(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from mlx_tasks.errors import StageError
 from mlx_tasks.fleet.settings import QUEUES, WorkerSettings
 from mlx_tasks.fleet.tokens import sign
 from mlx_tasks.trust import authorities
+from mlx_tasks.workspace import git
 
 State = Literal["ok", "warning", "wrong"]
 
@@ -165,14 +166,12 @@ def repository(settings: WorkerSettings) -> Finding:
     if places.git_remote is None:
         fix = "on several machines set ADO_GIT_REMOTE, origin for example"
         return Finding(name, "warning", "runs' branches stay on this machine", fix)
-    done = subprocess.run(
-        ["git", "-C", str(places.repository), "ls-remote", "--heads", places.git_remote],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    if done.returncode:
+    try:
+        git.exchange(places.repository, "ls-remote", places.git_remote)
+    except StageError as error:
         fix = f"git -C {places.repository} remote -v, and the credentials for it"
-        return Finding(name, "wrong", f"{places.git_remote}: {done.stderr.strip()[:160]}", fix)
-    return Finding(name, "ok", f"{places.git_remote} answers")
+        return Finding(name, "wrong", " ".join(str(error).split())[:300], fix)
+    return Finding(name, "ok", f"{git.without_passwords(places.git_remote)} answers")
 
 
 def queues(settings: WorkerSettings) -> Finding:

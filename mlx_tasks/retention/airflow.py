@@ -1,4 +1,4 @@
-"""The embedded stack's Airflow (tables and task logs), and copies of models that servers made."""
+"""The embedded stack's Airflow (tables and logs), and copies of models that servers made."""
 
 from __future__ import annotations
 
@@ -33,15 +33,21 @@ def airflow_areas(places: Places, before: float, busy: str) -> list[Area]:
     database = home / "airflow.db"
     if not database.is_file():
         return []
-    tables, logs = Area("Airflow's rows of runs"), Area("Airflow's task logs")
+    tables, logs = Area("Airflow's rows of runs"), Area("Airflow's logs")
     rows = _old_rows(database, before)
     if rows:
         tables.sort(Item(f"{rows} rows", 0, _DbClean(places, before)), busy)
-    for folder in sorted((home / "logs").glob("dag_id=*/run_id=*")):
+    for folder in _log_folders(home / "logs"):
         newest = max((path.stat().st_mtime for path in folder.rglob("*")), default=folder.stat().st_mtime)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         logs.sort(Item(str(folder), size, _Folder(folder)), "young" if newest > before else busy)
     return [tables, logs]
+
+
+def _log_folders(logs: Path) -> list[Path]:
+    """Of each run of a task, and of each day of the processes that write one a day, but for their last."""
+    days = [sorted((logs / name).glob("[0-9]*-[0-9]*-[0-9]*"))[:-1] for name in ("dag_processor", "scheduler")]
+    return [*sorted(logs.glob("dag_id=*/run_id=*")), *days[0], *days[1]]
 
 
 def served_copies(places: Places, before: float) -> Area:

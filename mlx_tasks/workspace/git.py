@@ -51,7 +51,7 @@ def git(
     settings = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "advice.detachedHead=false"]
     command = ["git", "-C", str(folder), *settings, *arguments]
     stdin = "".join(f"{path}\0" for path in paths or []).encode("utf-8", "surrogateescape")
-    what = f"git {' '.join(arguments[:3])}"
+    what = without_passwords(f"git {' '.join(arguments[:3])}")
     for attempt in range(_TRIES):
         code, output, error = _run(command, stdin, _environment(environment), limit_s, what)
         if code == 0:
