@@ -108,6 +108,19 @@ def test_a_snapshot_holds_every_uncommitted_edit_and_leaves_the_checkout_as_it_w
     assert o.run_git(checkout, "log", "-1", "--format=%an %s", taken.commit).strip() == "A User why"
 
 
+def test_an_edit_in_the_second_in_which_the_index_was_written_is_seen(checkout):
+    """Git compares whole seconds, and reads a file whose time is not before the index's: a copy must keep that time."""
+    o.run_git(checkout, "config", "core.trustctime", "false")
+    file, second = checkout / "edited.txt", (1_700_000_000, 1_700_000_000)
+    file.write_text("3")
+    os.utime(file, second)
+    o.run_git(checkout, "commit", "-qam", "three")
+    os.utime(checkout / ".git" / "index", second)
+    file.write_text("4")
+    os.utime(file, second)
+    assert o.run_git(checkout, "show", f"{take_snapshot(checkout, 'why').commit}:edited.txt") == "4"
+
+
 def test_a_commit_needs_no_identity_of_the_users(checkout, monkeypatch, tmp_path):
     o.run_git(checkout, "config", "--unset", "user.name")
     o.run_git(checkout, "config", "--unset", "user.email")

@@ -68,7 +68,7 @@ def take_snapshot(repository: Path, message: str, dataset: Path | None = None) -
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         own = repository / git(repository, "rev-parse", "--git-path", "index")
         if own.exists():  # what it remembers of unchanged files, and which are not checked out, is worth having
-            shutil.copyfile(own, index["GIT_INDEX_FILE"])
+            shutil.copy2(own, index["GIT_INDEX_FILE"])  # with its time: by that git knows what to read again
         staged = _names(git(repository, *_DIFF, "--cached", "--diff-filter=A", "--name-only", "HEAD"))
         git(repository, "read-tree", "--reset", "HEAD", environment=index)
         left: dict[str, str] = {}
