@@ -101,9 +101,9 @@ def deploy_champion():
         found = ti.xcom_pull(task_ids="canary") or {}
         name = found.get("name") or re.split("[@/]", params["model"])[0]
         whys = [words for words in ti.xcom_pull(task_ids=["canary", "swap", "verify"], key=WHY) or [] if words]
-        now = step("rollback", "--model", name, "--token", str(run_id))
-        serving = f"{name} {now['version']}" if now["version"] else "nothing"
         why = whys[-1] if whys else "see the task that failed"
+        now = step("rollback", "--model", name, "--token", str(run_id), f"--why={why[:500]}")
+        serving = f"{name} {now['version']}" if now["version"] else "nothing"
         raise AirflowFailException(f"the new champion does not serve ({why}); serving now: {serving}")
 
     verify(swap(canary())) >> roll_back()

@@ -1,4 +1,4 @@
-"""Command about registered models: regress."""
+"""Commands about registered models: regress, history."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--dataset", type=Path, help="a work/dataset folder: score at each of its resolutions as well")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.set_defaults(command=_regress)
+    command = commands.add_parser("history", help="who made which version champion or put it into service, and why")
+    command.add_argument("model", nargs="?", help="a registered model (default: the params')")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.set_defaults(command=_history)
 
 
 def _regress(arguments: argparse.Namespace) -> int:
@@ -44,6 +48,36 @@ def _regress(arguments: argparse.Namespace) -> int:
     else:
         _print(checks, rows)
     return 0 if passed else 1
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from mlx_tasks.errors import DataError
+    from mlx_tasks.params import load_config
+    from mlx_tasks.registry.history import history
+    from mlx_tasks.registry.mlflow_registry import Registry
+    from mlx_tasks.registry.model_name import with_model_name
+    from mlx_tasks.tracking.rest import tracking_uri
+
+    uri = tracking_uri()
+    if uri is None:
+        raise DataError("no registry: set MLFLOW_TRACKING_URI")
+    model = arguments.model or with_model_name(load_config(Path.cwd()), Path.cwd()).register_.model_name
+    registry = Registry(uri)
+    registry.aliases(model)  # a name that leads nowhere is told
+    events = [asdict(event) for event in history(registry, model)]
+    if arguments.json:
+        print(json.dumps(events, indent=2))
+    elif not events:
+        print(f"nothing of {model} was promoted or deployed yet")
+    for event in events if not arguments.json else ():
+        after = f" after version {event['before']}" if event["before"] else ""
+        version = f"version {event['version']}" if event["version"] else "nothing"
+        print(f"{event['at']}  {event['what']}: {version}{after}  by {event['who']}  run {event['run'] or 'by hand'}")
+        if event["why"]:
+            print(f"    {event['why']}")
+    return 0
 
 
 def _download(model: str | None, folder: Path) -> Path:

@@ -152,6 +152,27 @@ class Registry:
         """Let an alias name a version."""
         self._rest.call("POST", "registered-models/alias", {"name": name, "alias": alias, "version": version})
 
+    def set_version_tag(self, name: str, version: str, tag: str, value: str) -> None:
+        """Put a tag on a version.  MLflow refuses one of two that write a new one at once; a second try works."""
+        body = {"name": name, "version": version, "key": tag, "value": value}
+        try:
+            self._rest.call("POST", "model-versions/set-tag", body)
+        except MlflowRefused as refused:
+            if refused.code != "BAD_REQUEST":
+                raise
+            self._rest.call("POST", "model-versions/set-tag", body)
+
+    def claim(self, run_id: str, name: str, value: str) -> str:
+        """The value that a parameter of a run has after the first one to write it: ours, or an earlier one.
+
+        Where the run is gone nobody can claim, and ours is given.
+        """
+        try:
+            self._rest.call("POST", "runs/log-parameter", {"run_id": run_id, "key": name, "value": value})
+        except MlflowRefused as refused:
+            logger.info("run=%s parameter=%s taken=true reason='%s'", run_id, name, refused)
+        return self.run_param(run_id, name) or value
+
     def delete_alias(self, name: str, alias: str) -> None:
         """Let an alias name nothing."""
         self._rest.call("DELETE", "registered-models/alias", {"name": name, "alias": alias})

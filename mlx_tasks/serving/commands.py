@@ -66,6 +66,7 @@ def add_commands(commands: Any) -> None:
             )
         if name in ("swap", "rollback"):
             step.add_argument("--token", help="names this deployment; a rollback with it undoes no other")
+            step.add_argument("--why", default="", help="in words, for `mlx-tasks history`")
         if name == "verify":
             step.add_argument("--url", help=f"a server of ADO_SERVER_URL or ADO_SERVER_URLS; its key in {KEY_VARIABLE}")
             step.add_argument("--patience", type=float, default=60.0, help="seconds the server may take")
@@ -210,7 +211,7 @@ def _swap(arguments: argparse.Namespace) -> int:
 
     registry = _registry()
     version = registry.resolve(arguments.model)
-    print(json.dumps(asdict(swap(registry, version.name, version.version, arguments.token or ""))))
+    print(json.dumps(asdict(swap(registry, version.name, version.version, arguments.token or "", arguments.why))))
     return 0
 
 
@@ -227,5 +228,6 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _roll_back(arguments: argparse.Namespace) -> int:
     from mlx_tasks.serving.deploy import roll_back
 
-    print(json.dumps({"name": arguments.model, "version": roll_back(_registry(), arguments.model, arguments.token)}))
+    serving = roll_back(_registry(), arguments.model, arguments.token, arguments.why)
+    print(json.dumps({"name": arguments.model, "version": serving}))
     return 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_tasks.errors import DataError, UnavailableError
+from mlx_tasks.registry.history import record
 from mlx_tasks.registry.mlflow_registry import DIGEST_TAG
 from mlx_tasks.registry.names import SERVING
 
@@ -100,7 +101,7 @@ def canary(bundle_folder: Path, images: int = CANARY_IMAGES, max_quality_loss: f
     return Canary(not reasons, tuple(reasons), measured | {"spread": spread, "digest": bundle.digest})
 
 
-def swap(registry: Registry, name: str, version: str, token: str) -> Deployed:
+def swap(registry: Registry, name: str, version: str, token: str, why: str = "") -> Deployed:
     """Let the alias `serving` name a version; servers that follow it take it once they have tried it out.
 
     What served before is written down first, so that no crash loses the way back: a version that serves already is left
@@ -110,11 +111,14 @@ def swap(registry: Registry, name: str, version: str, token: str) -> Deployed:
     told = _told(registry, name)
     serving = now.version if now else ""
     if serving == version:
+        if told.now == version and told.token == token:  # a crash may have come before the entry
+            record(registry, name, version, "deployed", before=told.before, run=token, why=why or "its canary passed")
         return told if told.now == version else Deployed(name, version)
     before = told.before if told.token == token and told.now == version else serving
     deployed = Deployed(name, version, before, token)
     _tell(registry, deployed)
     registry.set_alias(name, SERVING, version)
+    record(registry, name, version, "deployed", before=before, run=token, why=why or "its canary passed")
     return deployed
 
 
@@ -155,7 +159,7 @@ def verify(
     return {"name": name, "version": version.version, "digest": bundle.digest, "server": url}
 
 
-def roll_back(registry: Registry, name: str, token: str | None = None) -> str:
+def roll_back(registry: Registry, name: str, token: str | None = None, why: str = "") -> str:
     """Let the alias name what served before, or nothing if nothing did; the version that serves now, or "".
 
     With a `token`, only a swap of that token is undone; another deployment's is left alone.
@@ -171,6 +175,9 @@ def roll_back(registry: Registry, name: str, token: str | None = None) -> str:
     else:
         return serving  # the swap never came so far
     _tell(registry, Deployed(name, told.before))
+    text = why or "the deployment was taken back"
+    text += f"; serving now: version {told.before}" if told.before else "; nothing serves now"
+    record(registry, name, told.now, "rolled back", before=told.now, run=token or "", why=text)
     return told.before
 
 

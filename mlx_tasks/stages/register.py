@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,13 @@ from mlx_tasks.registry import lineage
 from mlx_tasks.registry.champion import champion_scores, rescore
 from mlx_tasks.registry.class_captions import of_run
 from mlx_tasks.registry.gate import Champion, Verdict, judge
+from mlx_tasks.registry.history import record
 from mlx_tasks.registry.levels import with_levels
 from mlx_tasks.registry.mlflow_registry import CONDITIONS_TAG, CONTENT_TAG, DIGEST_TAG, SCORES_TAG, Registry, Version
 from mlx_tasks.registry.model_card import model_card
 from mlx_tasks.registry.model_name import with_model_name
 from mlx_tasks.registry.names import CHALLENGER, CHAMPION
+from mlx_tasks.registry.promotion import promote
 from mlx_tasks.registry.reference import make_reference, write_reference
 from mlx_tasks.registry.same_data import check_same, identity_of_workspace
 from mlx_tasks.registry.winner import Winner, read_winner, winning_bundle
@@ -31,6 +34,8 @@ from mlx_tasks.stages.context import StageContext
 from mlx_tasks.tracking.rest import tracking_uri
 
 SHOWN_REFERENCES = ("real", "gaussian", "noise")
+ROUNDS = 5
+"""Judgements against champions that were made meanwhile, before a run gives up."""
 NO_SERVER = "not registered: no tracking server (MLFLOW_TRACKING_URI is not set)"
 
 
@@ -76,8 +81,7 @@ def run(context: StageContext) -> None:
         )
         before = registry.by_alias(version.name, CHAMPION)
         registry.set_alias(version.name, CHALLENGER, version.version)
-        verdict, _ = _judge(context, registry, winner, key, score_again, unless=(verdict, against))
-        note = _promote(registry, version, verdict, config.gate.promote)
+        verdict, note = _settle(context, registry, winner, key, score_again, version, (verdict, against))
         registered = {
             "name": version.name,
             "version": version.version,
@@ -104,20 +108,20 @@ def _judge(
     winner: Winner,
     key: str,
     score_again: Any,
-    unless: tuple[Verdict, str | None] | None = None,
-) -> tuple[Verdict, str | None]:
-    """The gate's verdict and the champion's version it was made against.
+    unless: tuple[Verdict, Version | None] | None = None,
+) -> tuple[Verdict, Version | None]:
+    """The gate's verdict and the champion it was made against.
 
     `unless`: an earlier verdict, which stands where the champion is still the same; another run may have promoted one.
     """
     gate, name = context.config.gate, context.config.register_.model_name
-    holder = registry.by_alias(name, CHAMPION) if registry and gate.not_worse else None
+    holder = registry.by_alias(name, CHAMPION) if registry else None
     if holder and holder.tags.get("mlx_tasks.key") == key:
         holder = None  # this very version: an attempt before this one promoted it
-    if unless and unless[1] == (holder.version if holder else None):
+    if unless and (unless[1].version if unless[1] else None) == (holder.version if holder else None):
         return unless
     champion: Champion | None = None
-    if registry and holder:
+    if registry and holder and gate.not_worse:
         champion = champion_scores(registry, holder, winner.conditions, gate.not_worse, score_again)
     verdict = judge(
         winner.scores,
@@ -127,17 +131,43 @@ def _judge(
         sanity=winner.sanity,
         references=winner.references,
     )
-    return verdict, holder.version if holder else None
+    return verdict, holder
 
 
-def _promote(registry: Registry, version: Version, verdict: Verdict, asked: bool) -> str:
-    """Give the title if it is earned and asked for; what happened, in words."""
-    if not verdict.passed:
-        return "not promoted: the gate refused"
-    if not asked:
-        return "not promoted: gate.promote is off"
-    registry.set_alias(version.name, CHAMPION, version.version)
-    return f"promoted: version {version.version} is champion"
+def _settle(
+    context: StageContext,
+    registry: Registry,
+    winner: Winner,
+    key: str,
+    score_again: Any,
+    version: Version,
+    first: tuple[Verdict, Version | None],
+) -> tuple[Verdict, str]:
+    """(the last verdict, what happened in words): the title is given if it is earned, asked for and not taken first."""
+    verdict, against = first
+    for _ in range(ROUNDS):
+        verdict, against = _judge(context, registry, winner, key, score_again, unless=(verdict, against))
+        if not verdict.passed:
+            return verdict, "not promoted: the gate refused"
+        if not context.config.gate.promote:
+            return verdict, "not promoted: gate.promote is off"
+        faster = promote(registry, version, against)
+        if faster is None:
+            before = against.version if against else ""
+            why = f"the gate passed {winner.name}: {_scores_in_words(winner)}"
+            record(registry, version.name, version.version, "promoted", before=before, run=_run(context), why=why)
+            return verdict, f"promoted: version {version.version} is champion"
+        context.progress.say(f"version {faster} became champion first: judged again, against it")
+    return verdict, f"not promoted: other runs were faster {ROUNDS} times; run `mlx-tasks register` again"
+
+
+def _run(context: StageContext) -> str:
+    return os.environ.get("MLX_TASKS_RUN_ID") or context.tracker.run_id or ""
+
+
+def _scores_in_words(winner: Winner) -> str:
+    shown = ((name, winner.scores.get(name)) for name in ("frechet_distance", "recall", "latency_ms"))
+    return ", ".join(f"{name} {score.value:.4g}" for name, score in shown if score and score.value is not None)
 
 
 def _key(digest: str, folder: Path, run: str) -> str:
