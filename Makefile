@@ -5,7 +5,7 @@ PIP_AUDIT := 2.10.1
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo loop up follow down secrets lock-out rotate audit worker backup restore test check bench chaos trial lock clean
+.PHONY: help setup demo loop up follow down secrets lock-out rotate audit worker backup restore test fuzz check bench chaos trial lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ restore: ## bring a backup back: make restore FROM=backups/... (REPLACE=yes over
 
 test: setup ## every test, with the real components
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+fuzz: setup ## damaged inputs with new seeds: make fuzz FUZZ_SECONDS=600 (docs/fuzzing.md)
+	@PYTHONPATH=tests $(BIN)/python -W ignore -m fuzzing --seconds $(or $(FUZZ_SECONDS),300)
 
 check: setup ## lint, format, types, and whether the pages say what the stored results say
 	$(BIN)/ruff check .

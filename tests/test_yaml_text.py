@@ -87,6 +87,7 @@ def test_an_override_is_read_within_the_same_bounds():
         ("captions", ["a {label"], "its only field, plain"),
         ("captions", ["x" * 1001], "its only field, plain"),
         ("captions", [7], "its only field, plain"),
+        ("captions", ["{label}", None], "its only field, plain"),
         ("captions", "a digit", "captions must be a list"),
         ("captions", [], "captions must be a list"),
         ("classes", 10, "classes must be a list"),

@@ -75,10 +75,10 @@ def read_card(path: Path, seed: int) -> Source:
     for key in ("classes", "captions"):
         if not isinstance(card[key], list) or not card[key]:
             raise DataError(f"{path}: {key} must be a list with an entry at least, got {card[key]!r:.80}")
-    if bad := next((one for one in card["captions"] if not _is_template(one)), None):
+    if bad := [one for one in card["captions"] if not _is_template(one)]:
         raise DataError(
             f"{path}: a caption is text, and {{label}} its only field, plain (a brace itself is {{{{ or }}}}); "
-            f"got {bad!r:.80}"
+            f"got {bad[0]!r:.80}"
         )
     images, labels = LOADERS[card["loader"]]()
     try:

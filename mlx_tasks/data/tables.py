@@ -153,7 +153,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for record in batch.to_pylist():
                     row += 1
                     yield f"{path}, row {row}", record
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not Parquet: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,19 @@ SWITCHES = frozenset({
 })  # fmt: skip
 COUNTS = {"num_train_timesteps": 1, "original_inference_steps": 1, "solver_order": 1, "steps_offset": 0}
 """Whole numbers, and the least."""
-ABOVE_ZERO = frozenset({
-    "clip_sample_range", "dynamic_thresholding_ratio", "flow_shift", "rho", "sample_max_value", "shift", "sigma_data",
-    "timestep_scaling",
-})  # fmt: skip
+MOST = 100_000
+"""Largest whole number."""
+NUMBERS = {
+    **dict.fromkeys(("clip_sample_range", "flow_shift", "sample_max_value", "shift", "sigma_data"), (1e-6, 1e6)),
+    "dynamic_thresholding_ratio": (1e-6, 1.0),
+    "lambda_min_clipped": (-math.inf, 1e6),
+    "rho": (0.1, 1000.0),
+    "shift_terminal": (0.0, 0.999999),
+    "sigma_max": (0.0, 1e6),
+    "sigma_min": (0.0, 1e6),
+    "timestep_scaling": (1e-6, 1e6),
+}
+"""Numbers, and between what: beyond, powers of them are no numbers any more."""
 OR_NULL = frozenset({"flow_shift", "shift_terminal"})
 CHOICES = {
     "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"),
@@ -35,12 +45,16 @@ def check_values(values: Mapping[str, Any]) -> None:
             continue
         if key in SWITCHES and not isinstance(value, bool):
             _refuse(key, value, "true or false")
-        if key in COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < COUNTS[key]):
-            _refuse(key, value, f"a whole number of at least {COUNTS[key]}")
-        if key in ABOVE_ZERO and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            _refuse(key, value, "a number above 0")
+        if key in COUNTS and not _within(value, int, COUNTS[key], MOST):
+            _refuse(key, value, f"a whole number from {COUNTS[key]} to {MOST}")
+        if key in NUMBERS and not _within(value, (int, float), *NUMBERS[key]):
+            _refuse(key, value, "a number from {:g} to {:g}".format(*NUMBERS[key]))
         if key in CHOICES and value not in CHOICES[key]:
             _refuse(key, value, "one of " + ", ".join(CHOICES[key]))
+
+
+def _within(value: Any, kinds: Any, low: float, high: float) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
 
 
 def _refuse(key: str, value: Any, rule: str) -> None:
