@@ -133,6 +133,24 @@ def test_a_jpeg_is_its_scan_whatever_segments_come_before_and_behind(tmp_path, d
     np.testing.assert_array_equal(np.asarray(written(tmp_path / "one.jpg", data).image), np.asarray(plain.image))
 
 
+def test_a_jpeg_without_its_end_mark_is_whole_and_one_without_its_last_block_is_not(tmp_path):
+    """Grey and colour, cut by a byte at a time from the end: whole while only the mark is missing."""
+    for picture in (FRAMES[0], FRAMES[0].convert("L")):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=95)
+        data = buffer.getvalue()
+        pixels = written(tmp_path / "whole.jpg", data).pixels_sha256
+        for missing in (1, 2):
+            one = written(tmp_path / "cut.jpg", data[:-missing])
+            assert (one.pixels_sha256, one.converted) == (pixels, "end mark missing")
+        for missing in range(4, 60):
+            with pytest.raises(Refusal, match="truncated"):
+                written(tmp_path / "cut.jpg", data[:-missing])
+    progressive = encoded("JPEG", progressive=True)
+    with pytest.raises(Refusal, match="truncated"):
+        written(tmp_path / "cut.jpg", progressive[:-2])
+
+
 def test_a_gif_with_a_broken_later_frame_gives_its_first(tmp_path):
     data = encoded("GIF", 4)
     one = written(tmp_path / "one.gif", cut(data, 0.8))

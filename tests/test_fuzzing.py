@@ -9,7 +9,7 @@ from fuzzing.served import BODIES, Receiver, image_request
 from fuzzing.targets import TARGETS, run
 from serving_world import Server, bundle_with_reference
 
-COUNTS = {"image": 400, "metadata": 100, "caption_file": 60, "card": 20, "params": 15, "scheduler": 300, "bundle": 80}
+COUNTS = {"image": 400, "metadata": 100, "caption_file": 60, "card": 12, "params": 15, "scheduler": 300, "bundle": 80}
 
 
 @pytest.mark.parametrize("name", TARGETS)

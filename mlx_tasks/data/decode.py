@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mlx_tasks.data.reasons import Refusal
-from mlx_tasks.data.rescue import first_pictures
+from mlx_tasks.data.rescue import ended_anew, first_pictures
 from mlx_tasks.files import open_regular
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -118,7 +118,21 @@ def _first_picture(file: BinaryIO, rules: Rules) -> tuple[Image.Image, str, str]
                 raise
             continue
         return image, mode, "; ".join(filter(None, ["damage outside the picture passed over", converted]))
+    if damage.reason == "truncated" and (whole := _without_mark(file, rules, header)):
+        return whole
     raise damage
+
+
+def _without_mark(file: BinaryIO, rules: Rules, header: bytes) -> tuple[Image.Image, str, str] | None:
+    """The picture of a JPEG that lacks its end mark and nothing else; None where pixels are missing too."""
+    try:
+        found = [_decode(picture, rules, header) for picture in ended_anew(file, header)]
+    except Refusal:
+        return None
+    if not found or any(image.tobytes() != found[0][0].tobytes() for image, _, _ in found):
+        return None
+    image, mode, converted = found[0]
+    return image, mode, "; ".join(filter(None, ["end mark missing", converted]))
 
 
 def _decode(file: BinaryIO, rules: Rules, header: bytes) -> tuple[Image.Image, str, str]:

@@ -47,6 +47,26 @@ def first_pictures(file: BinaryIO, header: bytes) -> Iterator[BytesIO]:
             yield BytesIO(data)
 
 
+def ended_anew(file: BinaryIO, header: bytes) -> list[BytesIO]:
+    """A JPEG without its end mark, with one put behind it, after nothing and after bits of three kinds.
+
+    Where all of them give the same pixels, those bits came after the last block: only the mark is missing. Only for
+    pictures whose one scan holds all; of others whole scans may be missing.
+    """
+    file.seek(0)
+    if not header.startswith(b"\xff\xd8") or (alone := _jpeg(file.read(), with_exif=True)) is None:
+        return []
+    place, of_frame = 2, 0
+    while (marker := alone[place + 1]) != 0xDA:
+        if marker in (0xC0, 0xC1):
+            of_frame = alone[place + 9]
+        place += 2 + int.from_bytes(alone[place + 2 : place + 4], "big")
+    if not of_frame or alone[place + 4 : place + 5] != bytes([of_frame]):
+        return []
+    whole = alone.removesuffix(b"\xff")
+    return [BytesIO(whole + bits * 64 + b"\xff\xd9") for bits in (b"", b"\x00", b"\x35", b"\xca")]
+
+
 def _png(file: BinaryIO, with_exif: bool) -> bytes | None:
     """Chunks that make pixels, each with its checksum; None where one of those is damaged."""
     kept = [file.read(len(_PNG))]
