@@ -48,6 +48,7 @@ def test_a_secret_is_known_by_its_text(text):
         "token = os.environ['TOKEN']", "password: ${DB_PASSWORD}", "api_key = settings.key_1", "max_tokens: 4096",
         "https://user:${PASSWORD}@host", "secret = load_secrets(state)", "password_file: /run/secrets/x1",
         "tokens: list[int] = []", "TOKEN = 3", '"token": "<your token>"', "PASSWORD=$(cat file)",
+        "ALTER ROLE x PASSWORD :'password'", "https://user:password@host",
     ],
 )  # fmt: skip
 def test_code_that_reads_a_secret_holds_none(text):

@@ -99,6 +99,8 @@ _KINDS = {
 _WRITTEN_ELSEWHERE = re.compile(
     rb"[${}<>()\[\]]|%\(|^\*+$|^x+$|\.\.\.|\b(example|placeholder|change-?me|your|dummy)", re.I
 )
+_OWN_NAMES = (b"password", b"pass", b"secret", b"user", b"pwd", b"token", b"xxx")
+"""A value that is called what it is: psql's `PASSWORD :'password'`, or `https://user:password@host` on a page."""
 
 
 def _is_placeholder(found: re.Match[bytes]) -> bool:
@@ -107,10 +109,10 @@ def _is_placeholder(found: re.Match[bytes]) -> bool:
     if not groups:
         return False
     ((name, value),) = groups.items()
-    if _WRITTEN_ELSEWHERE.search(value):
+    if _WRITTEN_ELSEWHERE.search(value) or value.lower() in _OWN_NAMES:
         return True
     if name == "url":
-        return value.lower() in (b"password", b"pass", b"secret", b"user", b"pwd", b"token", b"xxx")
+        return False
     mixed = re.search(rb"[0-9]", value) and re.search(rb"[A-Za-z]", value)
     if name == "plain":  # an expression, a name of a setting, a path
         return not mixed or bool(re.search(rb"^[A-Za-z_]\w*\.[A-Za-z_]|^/|^\.", value))
