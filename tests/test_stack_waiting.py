@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from mlx_tasks.fleet import checks
 from mlx_tasks.stack import waiting
 from mlx_tasks.stack.health import silent_parts
 
@@ -35,6 +36,16 @@ def test_a_pool_without_slots_or_that_is_not_there_is_named():
     assert "0 slots" in waiting.slotless("mlx", {"slots": 0}, "http://x")[0]
     assert "no pool 'mlx'" in waiting.slotless("mlx", None, "http://x")[0]
     assert waiting.slotless("mlx", {"slots": 1}, "http://x") == waiting.slotless("m", {"slots": -1}, "http://x") == []
+
+
+def test_the_doctor_names_a_pool_without_slots_and_one_that_is_not_there():
+    whole = dict.fromkeys(checks.POOLS, 1)
+    assert [one.state for one in checks.pools(whole, "http://x")] == ["ok"]
+    for name in checks.POOLS:
+        [empty] = checks.pools(whole | {name: 0}, "http://x")
+        assert empty.state == "wrong" and f"{name} has 0 slots" in empty.told and "http://x/pools" in empty.fix
+        [absent] = checks.pools({other: 1 for other in checks.POOLS if other != name}, "http://x")
+        assert absent.state == "wrong" and f"{name} is not there" in absent.told
 
 
 def test_an_old_heartbeat_is_named_with_its_time():
