@@ -292,6 +292,8 @@ def workers(told: list[dict[str, Any]]) -> list[Finding]:
     if missing := [queue for queue in QUEUES if queue not in taken]:
         fix = "ADO_QUEUES=mlx,default on a worker"
         findings.append(Finding("queues", "wrong", f"nobody takes {', '.join(missing)}: its tasks wait", fix))
+    else:
+        findings.append(Finding("queues", "ok", ", ".join(QUEUES)))
     for one in alive:
         about = one.get("sysinfo") or {}
         if int(about.get("concurrency", 1)) > 1:
