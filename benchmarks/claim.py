@@ -8,9 +8,9 @@ from benchmarks/results/, and the page must hold the same words:
     page.says(f"and {ratio:.1f} times as fast as the best teacher sampler")
     page.given("95 %", "the level of every interval: a setting")
 
-A figure is a number with a decimal point, with thousands apart, or with a unit of time, size, share or multiple; a
-version ("Python 3.11") is none, nor is a default right after its setting: `--poll` (2 s). A figure that no `says`
-covers must stand in a `given` with a reason: a setting, a definition, what a source published, or the test that holds it.
+A figure is a number with a decimal point, with thousands apart, or with a unit of time, size, share or multiple. None
+are a version ("Python 3.11") and a default right after its setting: `--poll` (2 s). A figure that no `says` covers must
+stand in a `given` with a reason: a setting, a definition, what a source published, or the test that holds it.
 """
 
 from __future__ import annotations
