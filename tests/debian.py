@@ -1,11 +1,8 @@
-"""Programs from Debian, and libraries that only a server's image holds: found, or installed where that is allowed."""
+"""Programs from Debian that tests drive: found, or installed where this process may install."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,14 +22,3 @@ def program(name: str, package: str) -> str:
             return found
         pytest.fail(f"{package} could not be installed: {done.stderr[-500:]}")
     pytest.skip(f"needs {name}: install Debian's package {package}")
-
-
-def library(module: str, folder: Path, *requirements: str) -> str:
-    """A folder to look for the module in: empty where this environment has it, else one where it is installed."""
-    if importlib.util.find_spec(module):
-        return ""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
-    if done.returncode:
-        pytest.skip(f"needs {module}: {done.stderr[-300:]}")
-    return str(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import orchestration as o
-from debian import library, program
+from debian import program
 from ports import free_port
 
 from mlx_tasks.stack.api import AirflowApi
@@ -248,12 +248,9 @@ class Fleet:
     def start_mlflow(self) -> None:
         """Its logins, and its server."""
         values = self.values
-        # As in the image (include/compose/mlflow.Dockerfile), which installs `mlflow[auth]`.
-        beside = library("flask_wtf", self.folder / "beside", "flask-wtf==1.3.0", "wtforms==3.3.2")
         settings = {
             **self.environment,
             **self.credentials(),
-            "PYTHONPATH": os.pathsep.join(filter(None, (self.environment["PYTHONPATH"], beside))),
             "MLFLOW_BACKEND_STORE_URI": self.postgres.url("mlflow", values["MLFLOW_DB_PASSWORD"]),
             "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "basic_auth.ini"),
             "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
