@@ -11,11 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN = {
-    path.stem
-    for folder in ("tests", "benchmarks", "plugins", "include", "dags")
-    for path in (ROOT / folder).rglob("*.py")
-}
+FOLDERS = ("tests", "benchmarks", "plugins", "include", "dags")
+OWN = {name for one in FOLDERS for path in (ROOT / one).rglob("*.py") for name in (path.stem, path.parent.name)}
 PROVIDED = {"mlx_tasks", "airflow"} | OWN
 """`airflow` comes with apache-airflow and its providers, which share the name."""
 
