@@ -4,7 +4,7 @@ from __future__ import annotations
 
 REASONS: dict[str, str] = {
     "missing_file": "the metadata names a file that is not in the folder",
-    "outside_folder": "the metadata names a file outside the dataset's folder",
+    "outside_folder": "the metadata names a file outside the dataset's folder, or a link leads out of it",
     "unreadable": "the file cannot be opened (permissions, a broken link, a disk error), or is none (a pipe, a device)",
     "not_an_image": "the bytes are no image of a format that is read here, whatever the name says",
     "truncated": "the file ends before the image does",
