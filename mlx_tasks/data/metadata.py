@@ -10,12 +10,20 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from mlx_tasks.data.almost import Almost
-from mlx_tasks.data.tables import columns_of, keys_of, read_records
+from mlx_tasks.data.tables import CAPTION_KEYS, LABEL_KEYS, columns_of, keys_of, read_records
+from mlx_tasks.data.told import some
 from mlx_tasks.data.tree import METADATA, Tree, posix
 from mlx_tasks.errors import DataError
 
 MOST_TRIED = 32
 """Tables of other names that are tried; where there are more, they are one for each picture, or about other things."""
+
+MOST_UNREAD = 100
+"""Names of columns that are not read that are kept: a row may have any."""
+
+_MEANING = f"labels are in a column {' or '.join(LABEL_KEYS)}, captions in {' or '.join(CAPTION_KEYS)}"
+
+_ONCE = "give one row an image (several captions of one are a list in a .jsonl row's text)"
 
 WANTED = "metadata.jsonl (or .csv, .parquet) with file_name, relative to its own folder, and text or label"
 
@@ -36,12 +44,14 @@ class Metadata:
         lost: {path: (reason, detail)} of rows that name no picture.
         files: {the files that were read: the columns that were}.
         ignored: {table that is not read: why}.
+        unread: {file that was read: the columns of it that were not}.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
     lost: dict[str, tuple[str, str]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 def read_metadata(tree: Tree) -> Metadata:
@@ -95,6 +105,7 @@ class _Table:
     rows: dict[str, Row] = field(default_factory=dict)
     lost: dict[str, tuple[str, str]] = field(default_factory=dict)
     columns: dict[str, None] = field(default_factory=dict)
+    unread: dict[str, None] = field(default_factory=dict)
     says: bool = False
 
 
@@ -108,10 +119,12 @@ def _read(tree: Tree, name: str, names: _Names) -> _Table:
             raise DataError(f"{place}: every row needs a file_name, text that names the image; got {named!r:.80}")
         used = [columns.file, columns.label, *columns.captions]
         table.columns.update(dict.fromkeys(key for key in used if key))
+        if len(table.unread) < MOST_UNREAD:
+            table.unread.update(dict.fromkeys(key for key in keys_of(record) if key and key not in used))
         table.says |= len(table.columns) > 1
         target, problem = names.locate(base, str(columns.file), named)
         if target in table.rows or target in table.lost:
-            raise DataError(f"{place}: {target!r} has a row already: give one row an image")
+            raise DataError(f"{place}: {target!r} has a row already: {_ONCE}")
         if problem:
             table.lost[target] = problem
         else:
@@ -129,10 +142,12 @@ def _row(record: dict[str, Any], label: str | None, captions: tuple[str, ...]) -
 def _join(told: Metadata, table: _Table) -> None:
     for target in [*table.rows, *table.lost]:
         if target in told.rows or target in told.lost:
-            raise DataError(f"{table.name}: {target!r} has a row already, in another file: give one row an image")
+            raise DataError(f"{table.name}: {target!r} has a row already, in another file: {_ONCE}")
     told.rows |= table.rows
     told.lost |= table.lost
     told.files[posix(table.name)] = ", ".join(table.columns)
+    if unread := [f"{name!r:.40}".strip("'") for name in table.unread if name not in table.columns]:
+        told.unread[posix(table.name)] = some(unread) + ("" if table.says else f" ({_MEANING})")
 
 
 def _unfit(table: _Table) -> str:
@@ -174,7 +189,9 @@ class _Names:
 
 
 def ignored_lines(told: Metadata, captioned: bool, shown: int = 5) -> Iterator[str]:
-    """A line for each table that is not read, and what would be where captions come from nowhere else."""
+    """A line for each table, or its columns, that is not read, and what would be where captions come from nowhere."""
+    for name, columns in list(told.unread.items())[:shown]:
+        yield f"columns of {name} that are not read: {columns}"
     for name, why in list(told.ignored.items())[:shown]:
         yield f"{posix(name)}, which is not read: {why}"
     if len(told.ignored) > shown:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import functools
 import itertools
 import json
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from mlx_tasks.data.csv_rows import csv_rows
 from mlx_tasks.errors import DataError
 
 FILE_KEYS = (
@@ -26,8 +27,6 @@ MAX_JSON_MB = 64
 
 MAX_ROW = 1 << 20
 """Longest line of a table (characters)."""
-
-_DELIMITERS = ",;\t"
 
 
 class Columns(NamedTuple):
@@ -60,13 +59,27 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _parquet(path)
         return
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding=_encoding(path), newline="") as file:
             if kind == ".json":
                 yield from _json_value(path, file)
+            elif kind in (".jsonl", ".ndjson"):
+                yield from _json_lines(path, file)
             else:
-                yield from _json_lines(path, file) if kind in (".jsonl", ".ndjson") else _csv_lines(path, file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} as UTF-8: {error}") from None
+                yield from csv_rows(path, file, functools.partial(_lines, path), functools.partial(_used, path))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeError as error:
+        raise DataError(
+            f"cannot read {path} as UTF-8: {error}. Save it as UTF-8 (Excel: CSV UTF-8; or `iconv -f WINDOWS-1252 "
+            "-t UTF-8`)"
+        ) from None
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, or UTF-16 where the file's first bytes say so, as Excel's do."""
+    with path.open("rb") as file:
+        marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return "utf-16" if marked else "utf-8-sig"
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
@@ -85,7 +98,7 @@ def _json_lines(path: Path, lines: TextIO) -> Iterator[tuple[str, dict[str, Any]
         if not line.strip():
             continue
         place = f"{path}, line {number}"
-        record = _parsed(line, place)
+        record = _parsed(line, place, _LINE)
         if not isinstance(record, dict):
             raise DataError(f"{place} must be a JSON object, got {type(record).__name__}")
         yield place, record
@@ -107,35 +120,19 @@ def _json_value(path: Path, file: TextIO) -> Iterator[tuple[str, dict[str, Any]]
         yield f"{path}, entry {number}", row
 
 
-def _parsed(text: str, place: str) -> Any:
+_LINE = (
+    ". A line is one whole object, with no comma behind it or before its brace; JSON in one piece over several lines "
+    "is called metadata.json"
+)
+
+
+def _parsed(text: str, place: str, hint: str = "") -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{place} is not JSON: {error}") from None
+        raise DataError(f"{place} is not JSON: {error}{hint}") from None
     except RecursionError:
         raise DataError(f"{place} is nested too deeply to be read: a row is one flat JSON object") from None
-
-
-def _csv_lines(path: Path, lines: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        header = next(_lines(path, lines), "")
-        lines.seek(0)
-        reader = csv.DictReader(_lines(path, lines), delimiter=_delimiter(header))
-        names = tuple(name for name in reader.fieldnames or () if name)
-        _check_columns(path, names)
-        for record in reader:
-            record.pop(None, None)  # pyright: ignore[reportArgumentType]  (cells beyond the header's)
-            yield f"{path}, line {reader.line_num}", record
-    except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error}") from None
-
-
-def _delimiter(header: str) -> str:
-    """The first of comma, semicolon and tab that gives the header a column for the picture."""
-    for delimiter in _DELIMITERS:
-        if columns_of(tuple(name.strip('"\r\n ') for name in header.split(delimiter))).file is not None:
-            return delimiter
-    return ","
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,18 +142,27 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with parquet.ParquetFile(path) as file:
             names = tuple(file.schema_arrow.names)
-            _check_columns(path, names)
-            columns = columns_of(names)
-            wanted = [name for name in (columns.file, columns.label, *columns.captions) if name]
+            wanted = _used(path, names)
+            if pa.types.is_struct(file.schema_arrow.field(wanted[0]).type):
+                raise DataError(
+                    f"{path} holds pictures inside, in its column {wanted[0]}: save them as files, with rows that name "
+                    'them (`datasets`: `row["image"].save("1.png")`)'
+                )
+            others = dict.fromkeys(name for name in names if name not in wanted)
             row = 0
             for batch in file.iter_batches(columns=wanted):
                 for record in batch.to_pylist():
                     row += 1
-                    yield f"{path}, row {row}", record
+                    yield f"{path}, row {row}", {**record, **others}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not Parquet: {' '.join(str(error).split())[:200]}") from None
 
 
-def _check_columns(path: Path, names: tuple[str, ...]) -> None:
-    if columns_of(names).file is None:
-        raise DataError(f"{path} must have a column file_name; it has {list(names)}")
+def _used(path: Path, names: tuple[str, ...]) -> list[str]:
+    """The columns that are read.  Raises: DataError where none names the picture."""
+    columns = columns_of(names)
+    if columns.file is None:
+        raise DataError(
+            f"{path} must have a column file_name; it has {list(names)!s:.200} (the first row names the columns)"
+        )
+    return [name for name in (columns.file, columns.label, *columns.captions) if name]
