@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from mlx_tasks.catalog import STAGES
 from mlx_tasks.errors import ExitCode, StageError
@@ -47,21 +48,48 @@ def main(argv: list[str] | None = None) -> int:
         return int(ExitCode.INTERRUPTED)
 
 
+_ARGUMENTS = {"generation": "of the search, from 0", "slot": "one of {} in params.yaml"}
+
+
+class _Help(argparse.HelpFormatter):
+    """Tells the default of each option that has one and does not tell it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told, value = action.help, action.default
+        silent = (
+            told is None or "default" in told or isinstance(value, bool) or not isinstance(value, int | float | str)
+        )
+        return told if silent or value in ("", argparse.SUPPRESS) else f"{told} (default: %(default)s)"
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, formatter_class=_Help)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mlx-tasks", description="The adaptive diffusion optimizer's stages and tools."
-    )
+    parser = _Parser(prog="mlx-tasks", description="The adaptive diffusion optimizer's stages and tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for stage in STAGES.values():
         command = commands.add_parser(stage.name, help=stage.summary)
         for name in stage.arguments:
-            command.add_argument(f"--{name}", type=int, required=True)
+            command.add_argument(f"--{name}", type=int, required=True, help=_ARGUMENTS[name].format(stage.slots))
         command.add_argument("--root", type=Path, default=Path.cwd(), help="the workspace (default: this folder)")
         command.set_defaults(command=_run_stage, stage=stage)
     for module in COMMAND_MODULES:
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).add_commands(commands)
+    _describe(parser)
     return parser
+
+
+def _describe(parser: argparse.ArgumentParser) -> None:
+    """Let each command's own help begin with what the list of commands says of it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for told in action._choices_actions:
+                action.choices[told.dest].description = f"{told.help}." if told.help else None
+                _describe(action.choices[told.dest])
 
 
 def _run_stage(arguments: argparse.Namespace) -> int:

@@ -84,6 +84,22 @@ def test_an_option_that_does_not_exist_is_seen():
     assert not wrong_in("mlx-tasks regress [NAME@champion] [--bundle FOLDER]")
 
 
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The commands that run something."""
+    below = subcommands(parser).values()
+    yield from (leaf for command in below for leaf in leaves(command)) if below else [parser]
+
+
+@pytest.mark.parametrize("command", list(leaves(cli._parser())), ids=lambda command: command.prog)
+def test_a_command_s_help_says_what_it_does_what_each_option_is_and_its_default(command):
+    assert command.description
+    told = " ".join(command.format_help().split())
+    for action in command._actions:
+        assert action.help, action.dest
+        if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+            assert f"(default: {action.default})" in told, action.dest
+
+
 @per_page
 def test_an_option_named_alone_is_one_of_some_program_here(page):
     known = every_option(cli._parser())

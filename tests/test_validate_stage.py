@@ -212,6 +212,8 @@ def test_bad_images_go_to_quarantine_with_reason_and_thumbnail(tmp_path, reposit
     assert "<li>passed over: 1 .md, 1 hidden</li>" in page
     printed = capsys.readouterr().out
     assert "[validate] passed over: 1 .md, 1 hidden" in printed
+    assert re.search(r"refused: .*1 bomb.*\. Look at work/quarantine/index\.html", printed)
+    assert '<meta name="viewport"' in page and "color-scheme: light dark" in page
 
 
 @pytest.mark.slow

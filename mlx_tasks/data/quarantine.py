@@ -128,18 +128,22 @@ def _page(entries: list[dict], counts: dict[str, int], total: int, told: Told) -
         for reason, count in counts.items()
     )
     rows = "".join(
-        f'<tr><td><img src="{entry["thumbnail"]}" alt=""></td><td>{html.escape(entry["path"])}</td>'
-        f"<td>{entry['reason']}</td><td>{html.escape(entry['detail'])}</td></tr>"
+        f'<tr><td><img src="{entry["thumbnail"]}" alt=""></td><td class="long">{html.escape(entry["path"])}</td>'
+        f'<td>{entry["reason"]}</td><td class="long">{html.escape(entry["detail"])}</td></tr>'
         for entry in entries
         if entry["thumbnail"]
     )
     left_off = f"<p>The first {MAX_SHOWN} are shown; quarantine.json lists all.</p>" if len(entries) > MAX_SHOWN else ""
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Quarantine</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Quarantine</title>
 <style>
+:root {{ color-scheme: light dark; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }}
 table {{ border-collapse: collapse; width: 100%; margin: 1rem 0; }}
-th, td {{ border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; overflow-wrap: anywhere; }}
+th, td {{ border-bottom: 1px solid #8884; padding: .4rem .6rem; text-align: left; }}
+.long {{ overflow-wrap: anywhere; }}
+@media (max-width: 40rem) {{ table {{ display: block; overflow-x: auto; }} }}
 img {{ max-width: {THUMBNAIL_SIDE}px; image-rendering: pixelated; }}
 </style></head><body>
 <h1>Quarantine</h1>

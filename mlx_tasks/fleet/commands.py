@@ -14,7 +14,7 @@ def add_commands(commands: Any) -> None:
     worker.add_argument("--no-checks", action="store_true", help="start even if the doctor finds something wrong")
     worker.set_defaults(command=_worker)
     doctor = commands.add_parser("doctor", help="name what keeps a worker or a control plane from working")
-    doctor.add_argument("--side", choices=("worker", "server"), default="worker")
+    doctor.add_argument("--side", choices=("worker", "server"), default="worker", help="whose surroundings to look at")
     doctor.set_defaults(command=_doctor)
     for command in (worker, doctor):
         command.add_argument("--env", type=Path, help="a file of settings, such as worker.env or .env")

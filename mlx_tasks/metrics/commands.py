@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
         "--count", type=int, help="take this many images of each set, drawn by the seed and spread over class folders"
     )
     command.add_argument("--batch", type=int, default=64, help="images extracted together")
-    command.add_argument("--seed", type=int, default=0, help="of subsets")
+    command.add_argument("--seed", type=int, default=0, help="of what --count draws, and of subsets")
     command.add_argument("--skip-broken", action="store_true", help="leave out files that do not decode, and name them")
     command.add_argument(
         "--save-statistics", type=Path, metavar="FOLDER", help="keep the real ones' mean and covariance"

@@ -22,7 +22,7 @@ def add_commands(commands: Any) -> None:
     monitor.add_argument("--max-latency-ms", type=float, default=0.0, help="for 95 of 100 requests; 0: no limit")
     monitor.add_argument("--cooldown-h", type=float, default=6.0, help="hours in which an alert is not raised again")
     monitor.add_argument("--token", default="", help="names this look; the same again prints the same report")
-    monitor.add_argument("--seed", type=int, default=0)
+    monitor.add_argument("--seed", type=int, default=0, help="of the exchanges behind the p values")
     monitor.set_defaults(command=_monitor)
 
 

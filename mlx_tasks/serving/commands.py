@@ -29,11 +29,16 @@ def add_commands(commands: Any) -> None:
     serve = commands.add_parser("serve", help="serve a model's images over HTTP, on loopback unless told otherwise")
     _add_source(serve)
     serve.add_argument("--host", default="127.0.0.1", help="another than loopback needs a key")
-    serve.add_argument("--port", type=int, default=8090)
+    serve.add_argument("--port", type=int, default=8090, help="to listen on")
     serve.add_argument("--key-file", type=Path, help=f"holds the key that callers need; else {KEY_VARIABLE}")
     serve.add_argument("--window", type=Path, help="record what is made here, for `monitor`")
     serve.add_argument("--window-rows", type=int, default=20_000, help="images that the window holds")
-    serve.add_argument("--store", type=Path, default=_state() / "models", help="copies of registered versions")
+    serve.add_argument(
+        "--store",
+        type=Path,
+        default=_state() / "models",
+        help="copies of registered versions (default: ADO_STATE/serving/models)",
+    )
     serve.add_argument("--batch", type=int, default=32, help="rows of a network call; guidance takes two an image")
     serve.add_argument("--queue", type=int, default=256, help="work that may wait, in images drawn the model's own way")
     serve.add_argument("--timeout", type=float, default=120.0, help="seconds a request may take")

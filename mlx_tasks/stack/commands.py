@@ -20,7 +20,9 @@ def add_commands(commands: Any) -> None:
     loop.add_argument("--damage", default="noise:0.15", help="what is done to the weights that serve")
     loop.set_defaults(command=_loop)
     secret = commands.add_parser("secret", help="print one of the embedded stack's secrets, for a sender's config")
-    secret.add_argument("name", choices=("alert_token", "alert_secret", "password"))
+    secret.add_argument(
+        "name", choices=("alert_token", "alert_secret", "password"), help="password: of Airflow's admin"
+    )
     secret.set_defaults(command=_secret)
     follow = commands.add_parser("follow", help="watch a run in the terminal")
     follow.add_argument("run_id", nargs="?", help="default: the newest demo run")

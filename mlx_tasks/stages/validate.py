@@ -198,8 +198,10 @@ def _record(context: StageContext, summary: dict[str, Any], metrics: dict[str, A
     tracker.artifact(context.work / "data_docs", "validate")
     tracker.artifact(context.work / "quarantine", "validate")
     splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
-    refused = f"{summary['refused']} refused" + (": work/quarantine/index.html" if summary["refused"] else "")
-    context.progress.say(f"{summary['accepted']} images accepted ({splits}), {refused}")
+    context.progress.say(f"{summary['accepted']} images accepted ({splits}), {summary['refused']} refused")
+    if summary["refused"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
+        context.progress.say(f"refused: {reasons}. Look at work/quarantine/index.html")
 
 
 def _run_folder(context: StageContext) -> Path:
