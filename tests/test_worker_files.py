@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import httpx
 import jwt
@@ -213,6 +214,20 @@ def test_a_worker_believes_its_control_planes_authority_beside_the_public_ones(f
         server.server_close()
     with pytest.raises(DataError, match="ADO_AUTHORITY must be a certificate"):
         believe({AUTHORITY_VARIABLE: "bm9uZQ==", "ADO_STATE": str(tmp_path)})
+
+
+def test_the_doctor_reaches_the_server_through_its_proxy(folder, tmp_path):
+    """With what .env says and nothing else: by TLS, believing the control plane's own authority."""
+    look = "import sys; from pathlib import Path; from mlx_tasks.environment_file import take_env_file\n"
+    look += "from mlx_tasks.fleet.commands import own_address\ntake_env_file(Path(sys.argv[1]))\n"
+    look += "import os; print(own_address(), os.environ['SSL_CERT_FILE'])"
+    bare = {name: value for name, value in os.environ.items() if name not in (AUTHORITY_VARIABLE, *READ_BY)}
+    command = [sys.executable, "-c", look, str(folder / ".env")]
+    told = subprocess.run(command, env={**bare, "ADO_STATE": str(tmp_path)}, capture_output=True, text=True, check=True)
+    address, believed = told.stdout.split()
+    assert address == "https://127.0.0.1:8080"
+    own = base64.b64decode(read_values(folder / ".env")["TLS_AUTHORITY"]).decode().strip()
+    assert own in Path(believed).read_text()
 
 
 def test_every_command_believes_it(folder, tmp_path):

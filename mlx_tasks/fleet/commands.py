@@ -52,7 +52,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from mlx_tasks.errors import DataError
     from mlx_tasks.fleet.checks import fleet
     from mlx_tasks.fleet.doctor import examine, tell
-    from mlx_tasks.fleet.settings import SERVER_VARIABLE, WorkerSettings
+    from mlx_tasks.fleet.settings import WorkerSettings
 
     if arguments.env:
         take_env_file(arguments.env)
@@ -61,4 +61,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
     password = os.environ.get("AIRFLOW_ADMIN_PASSWORD")
     if not password:
         raise DataError("AIRFLOW_ADMIN_PASSWORD is not set: --env .env, the control plane's own")
-    return tell(fleet(os.environ.get(SERVER_VARIABLE, "http://127.0.0.1:8080").rstrip("/"), password))
+    return tell(fleet(own_address(), password))
+
+
+def own_address() -> str:
+    """Airflow's address on the server itself: through the proxy, whose authority is believed, where .env has one."""
+    import os
+
+    from mlx_tasks.fleet.settings import SERVER_VARIABLE
+    from mlx_tasks.trust import AUTHORITY_VARIABLE, believe
+
+    if os.environ.get("TLS_AUTHORITY"):
+        os.environ.setdefault(AUTHORITY_VARIABLE, os.environ["TLS_AUTHORITY"])
+        believe(os.environ)
+    scheme = "https" if os.environ.get("TLS_CERTIFICATE") else "http"
+    return os.environ.get(SERVER_VARIABLE, f"{scheme}://127.0.0.1:8080").rstrip("/")
