@@ -16,6 +16,13 @@ from mlx_tasks.data.layout import looks_like_no_class, read_layout, split_named
         ("val2014", "validation"),
         ("valid", "validation"),
         ("test1", "test"),
+        ("trainset", "train"),
+        ("TestImages", "test"),
+        ("train_1", "train"),
+        ("seg_train", None),
+        ("trainA", None),
+        ("trainer", None),
+        ("testosterone", None),
         ("train_station", None),
         ("images", None),
         ("2017", None),
@@ -45,6 +52,11 @@ def told(*folders: str) -> dict[str, tuple[str | None, str | None]]:
             "train/n02/images": ("train", "n02"),
             "val/images": ("validation", None),
         },
+        {"seg_train/seg_train/sea": ("train", "sea"), "seg_test/seg_test/sea": ("test", "sea")},
+        {"DIV2K_train_HR": ("train", None), "DIV2K_valid_HR": ("validation", None)},
+        {"train/train/cat": ("train", "cat"), "test/test": ("test", None)},
+        {"train/train": ("train", "train"), "train/bus": ("train", "bus"), "test/train": ("test", "train")},
+        {"train_station": (None, "train_station"), "test_tube": (None, "test_tube")},
         {"cat/images": (None, "cat"), "dog/images": (None, "dog")},
         {"photo": (None, "photo"), "sketch": (None, "sketch")},
         {"images": (None, "images"), "masks": (None, "masks")},
@@ -67,6 +79,8 @@ def test_pictures_beside_class_folders_have_no_class():
     [
         (("train/a", "test/b", "extra/c"), "move what else is there out (extra)"),
         (("test/a", "val/b"), "none of them is train"),
+        (("seg_train/a", "seg_test/b", "seg_pred"), "move what else is there out (seg_pred)"),
+        (("trainA", "trainB", "testA", "testB"), "put them as train/A, train/B, test/A"),
         (("set/train/a", "set/test/b", "other/c"), "move what else is there out (other/c)"),
     ],
 )
@@ -77,10 +91,11 @@ def test_splits_that_are_not_taken_over_are_said_with_why(folders, said):
 
 def test_ordinary_folders_are_not_odd():
     assert read_layout(["train/1.png", "cat/1.png", "1.png"]).odd == []
+    assert read_layout(["train_station/1.png", "test_tube/1.png", "dev_board/1.png"]).odd == []
 
 
 def test_names_that_are_no_classes():
-    odd = ["images", "padded_images", "JPEGImages", "masks", "train", "val2017", "labels", "annotations"]
+    odd = ["images", "padded_images", "JPEGImages", "masks", "train", "val2017", "labels", "annotations", "trimaps"]
     assert all(looks_like_no_class(name) for name in odd)
     assert not any(
         looks_like_no_class(name) for name in ["cat", "train_station", "image_of_a_cat", "3", "labelled cup"]

@@ -138,6 +138,24 @@ LAYOUTS = {
             "cat/test/3.png": ("cat", "cat", "test"),
         },
     ),
+    "`seg_train/seg_train/sea/1.png seg_train/seg_train/ice/2.png seg_test/seg_test/sea/3.png`": Layout(
+        "split folders: test, train",
+        {
+            "seg_train/seg_train/sea/1.png": "",
+            "seg_train/seg_train/ice/2.png": "",
+            "seg_test/seg_test/sea/3.png": "",
+        },
+        {
+            "seg_train/seg_train/sea/1.png": ("sea", "sea", "train"),
+            "seg_train/seg_train/ice/2.png": ("ice", "ice", "train"),
+            "seg_test/seg_test/sea/3.png": ("sea", "sea", "test"),
+        },
+    ),
+    "`trainA/1.png trainB/2.png testA/3.png testB/4.png`": Layout(
+        "their names differ in more than the split: put them as train/A, train/B, test/A",
+        {f"{name}/1.png": "" for name in ("trainA", "trainB", "testA", "testB")},
+        {f"{name}/1.png": (name, name, None) for name in ("trainA", "trainB", "testA", "testB")},
+    ),
     "`train/cat/1.png train/dog/2.png val/3.png` (no classes in val)": Layout(
         "1 image of val/, none of which has a label",
         {"train/cat/1.png": "", "train/dog/2.png": "", "val/3.png": ""},

@@ -21,9 +21,11 @@ _PLACES = frozenset("images image imgs img jpegimages jpegs jpgs pngs".split())
 _FILLERS = _PLACES | frozenset("pictures pics photos data dataset set split jpg png".split())
 """Words that a split's folder has beside its name: train_images, test set."""
 _NO_CLASSES = frozenset(
-    "mask masks label labels annotation annotations segmentation segmentations bbox bboxes thumbnails metadata"
-    " captions".split()
+    "mask masks trimap trimaps label labels annotation annotations segmentation segmentations segmentationclass"
+    " segmentationobject groundtruth bbox bboxes thumbnails metadata captions".split()
 )
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WITH_FILLER = re.compile(f"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(set|data|images?|imgs?)?")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def read_layout(paths: Iterable[str]) -> Layout:
     """What the folders of these pictures say.  paths: relative, `/` between.
 
     Splits are taken over where every picture lies in a folder named after one, at one level: at the top (below what
-    all have in common, as `archive/`), or one folder down, as `cat/train`; and where one is train.
+    all have in common, as `archive/`), or one folder down, as `cat/train`; and where one is train. Other words in
+    their names must be the same in all, as in `seg_train` and `seg_test`.
     A class is the innermost folder's name below the split, or above it where there is none below. A place such as
     `images` is no class inside another folder, nor where it is the only one.
     """
@@ -57,8 +60,8 @@ def read_layout(paths: Iterable[str]) -> Layout:
         top = wrapper if len(folders) > 1 else max(wrapper - 1, 0)
         below = {path: names[top:] for path, names in folders.items()}
         return Layout(dict.fromkeys(folders), _classes(below), _odd_splits(parts, wrapper))
-    splits = {path: split_named(names[depth]) for path, names in folders.items()}
-    below = {path: names[depth + 1 :] for path, names in folders.items()}
+    splits = {path: _split_and_rest(names[depth])[0] for path, names in folders.items()}
+    below = _below_splits({path: names[depth:] for path, names in folders.items()})
     if not any(below.values()):
         below = {path: names[wrapper:depth] for path, names in folders.items()}
     return Layout(splits, _classes(below))
@@ -66,10 +69,31 @@ def read_layout(paths: Iterable[str]) -> Layout:
 
 def split_named(folder: str) -> str | None:
     """The split that a folder's name says: `train`, `val2017`, `train_images`, `Testing Set`; else None."""
-    words = [word for word in re.split(r"[\W_]+", folder.lower()) if word]
-    words = [re.sub(r"\d+$", "", word) or word for word in words]
-    telling = [word for word in words if word not in _FILLERS]
-    return SPLIT_NAMES.get(telling[0]) if len(telling) == 1 else None
+    split, rest = _split_and_rest(folder)
+    return None if rest else split
+
+
+def _split_and_rest(folder: str) -> tuple[str | None, tuple[str, ...]]:
+    """(the split that one word of a folder's name says, its other words less fillers): `seg_train`: train, (seg,)."""
+    words = [re.sub(r"\d+$", "", word) for word in re.split(r"[\W_]+", _HUMP.sub(" ", folder).lower())]
+    words = [word for word in words if word and word not in _FILLERS]
+    named = [found[1] for word in words if (found := _WITH_FILLER.fullmatch(word))]
+    rest = tuple(word for word in words if not _WITH_FILLER.fullmatch(word))
+    return (SPLIT_NAMES[named[0]] if len(named) == 1 else None), rest
+
+
+def _below_splits(folders: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The folders below the split's, which comes first, less one that repeats it and holds all: train/train/cat."""
+    first: dict[str, set[str]] = {}
+    for names in folders.values():
+        first.setdefault(names[0], set()).update(names[1:2] or [""])
+    repeated = {name for name, inner in first.items() if len(inner) == 1 and _repeats(name, *inner)}
+    return {path: names[2:] if names[0] in repeated else names[1:] for path, names in folders.items()}
+
+
+def _repeats(outer: str, inner: str) -> bool:
+    split = _split_and_rest(outer)
+    return _split_and_rest(inner) in (split, (split[0], ()))
 
 
 def looks_like_no_class(name: str) -> bool:
@@ -90,8 +114,12 @@ def _all_splits(folders: list[list[str]], depth: int) -> bool:
     """Whether all lie in folders named after splits at this level, train among them: without there is nothing to
     learn from by that reading.
     """
-    found = {split_named(parts[depth]) if len(parts) > depth else None for parts in folders}
-    return None not in found and "train" in found
+    if any(len(parts) <= depth for parts in folders):
+        return False
+    found = {_split_and_rest(parts[depth]) for parts in folders}
+    splits, rests = {split for split, _ in found}, {rest for _, rest in found}
+    alike = rests == {()} or (len(rests) == 1 and len(splits) > 1)
+    return alike and None not in splits and "train" in splits
 
 
 def _classes(below: dict[str, list[str]]) -> dict[str, str | None]:
@@ -113,13 +141,21 @@ def _odd_splits(folders: list[list[str]], wrapper: int) -> list[str]:
     """What looks like splits and was not taken for such, with why."""
     for depth in (wrapper, wrapper + 1):
         names = {"/".join(parts[: depth + 1]): parts[depth] if len(parts) > depth else "" for parts in folders}
-        like = sorted(path for path, name in names.items() if split_named(name))
-        if len({split_named(names[path]) for path in like}) < 2:
+        said = {path: _split_and_rest(name) for path, name in names.items()}
+        splits: dict[tuple[str, ...], set[str]] = {}
+        for split, rest in said.values():
+            if split:
+                splits.setdefault(rest, set()).add(split)
+        like = sorted(path for path, (split, rest) in said.items() if split and len(splits[rest]) > 1)
+        if not like:
             continue
-        others = sorted(path or "images beside the folders" for path, name in names.items() if not split_named(name))
-        why = (
-            f"to keep the splits, move what else is there out ({_some(others)})" if others else "none of them is train"
-        )
+        others = sorted(path or "images beside the folders" for path in names if path not in like)
+        if others:
+            why = f"to keep the splits, move what else is there out ({_some(others)})"
+        elif all(said[path][0] != "train" for path in like):
+            why = "none of them is train"
+        else:
+            why = "their names differ in more than the split: put them as train/A, train/B, test/A"
         return [f"{_some(like)} look like splits and are taken as one set: {why}"]
     return []
 
