@@ -15,7 +15,8 @@ LEAST_SHARE = 0.1
 """Share of the images in their folders below which caption files are something else (a licence beside its logo)."""
 
 _LONG, _NO_TEXT = f"over {MAX_BYTES >> 10} KB", "whose bytes are no UTF-8 text"
-_BOXES = re.compile(r"\d+(\s+-?\d+(\.\d+)?([eE][-+]?\d+)?){4,}")
+_OF_BOXES = "of boxes, a class and numbers a line"
+_BOXES = re.compile(r"\d+(\s+-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?){4,}")
 
 
 class Beside:
@@ -24,12 +25,14 @@ class Beside:
     Attributes:
         read: captions by extension; empty files count under "empty".
         unlike: files that are no captions, by why.
+        lost: {picture: why its caption cannot be read}.
     """
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self.read: Counter[str] = Counter()
         self.unlike: Counter[str] = Counter()
+        self.lost: dict[str, str] = {}
         folders = Counter(path.rpartition("/")[0] for path in tree.beside)
         images = sum(path.rpartition("/")[0] in folders for path in tree.paths) if folders else 0
         self._few = len(tree.beside) < LEAST_SHARE * images
@@ -46,17 +49,19 @@ class Beside:
                 data = opened.read(MAX_BYTES + 1)
             text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
         except OSError as error:
-            return self._unlike(f"that cannot be read ({error.strerror})")
+            return self._unlike(path, f"that cannot be read ({error.strerror})")
         except UnicodeDecodeError:
-            return self._unlike(_NO_TEXT if len(data) <= MAX_BYTES else _LONG)
+            return self._unlike(path, _NO_TEXT if len(data) <= MAX_BYTES else _LONG)
         if len(data) > MAX_BYTES:
-            return self._unlike(_LONG)
+            return self._unlike(path, _LONG)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines and all(_BOXES.fullmatch(line) for line in lines):
-            return self._unlike("of boxes, a class and numbers a line")
+            return self._unlike(path, _OF_BOXES)
         self.read[file.suffix if lines else "empty"] += 1
         return lines
 
-    def _unlike(self, why: str) -> None:
+    def _unlike(self, path: str, why: str) -> None:
         self.unlike[why] += 1
+        if why is not _OF_BOXES:
+            self.lost[path] = why
         return None

@@ -23,13 +23,14 @@ def csv_rows(
     lines: how the file's lines are taken.  check: the columns that are read, of the header's; it refuses what has none.
     Raises: DataError for more cells than the header has, a quote that stays open, a column of one name twice.
     """
-    done = 0
+    done = 1
     try:
         skipped, header = _header(lines(file))
         file.seek(0)
         kept = itertools.islice(lines(file), skipped, None)
         reader = csv.reader(kept, delimiter=_delimiter(header, check), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(reader, [])]
+        done = skipped + 1
         used = check(tuple(name for name in names if name))
         if twice := [name for name, count in Counter(names).items() if count > 1 and name in used]:
             raise DataError(f"{path} has {Counter(names)[twice[0]]} columns named {twice[0]}: keep one")

@@ -31,6 +31,23 @@ MAX_FILE_BYTES = 1 << 30
 """Longest file that is read: more than the pixels of any picture allowed take, written plainly."""
 
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
+_NOT_READ = {
+    **dict.fromkeys(
+        (b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1")), "HEIC"
+    ),
+    **dict.fromkeys((b"ftyp" + brand for brand in (b"qt  ", b"isom", b"mp41", b"mp42")), "video"),
+    b"8BPS": "PSD",
+    b"\xff\x0a": "JPEG XL",
+    b"JXL \r\n\x87\n": "JPEG XL",
+    b"v/1\x01": "EXR",
+    b"%!PS": "EPS",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+    b"<!DOCTYPE": "HTML",
+    b"<html": "HTML",
+}
+"""How files that are often called pictures begin, or go on after four bytes, and what they are."""
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
 _DAMAGED = ("corrupt", "truncated", "not_an_image")
@@ -174,6 +191,10 @@ def _open(file: BinaryIO, rules: Rules, header: bytes) -> ImageFile.ImageFile:
     except UnidentifiedImageError:
         if not header:
             raise Refusal("not_an_image", "the file is empty") from None
+        if kind := next((kind for mark, kind in _NOT_READ.items() if mark in (header[: len(mark)], header[4:12])), ""):
+            raise Refusal(
+                "not_an_image", f"a file of kind {kind}, which is not read: convert it to JPEG or PNG"
+            ) from None
         if header.startswith(_SIGNATURES) or header[4:8] in (b"ftyp", b"jP  "):
             raise Refusal("corrupt", "the file begins like an image and its header cannot be read") from None
         raise Refusal("not_an_image", f"the file begins with {header[:12]!r}") from None

@@ -46,7 +46,7 @@ def read_folder(folder: Path, seed: int, max_uncaptioned: float = 0.2) -> Source
     paths = sorted({*tree.paths, *said.problems}) if said.problems else tree.paths
     said.read(paths, metadata, beside, seed)
     classes = _class_folders(layout, metadata, beside, said)
-    aside = said.settle(paths, layout, classes, max_uncaptioned)
+    aside = said.settle(paths, layout, classes, max_uncaptioned, beside.lost)
     listing = Listing(folder)
     for row, path in enumerate(paths):
         gone = path in said.problems and path not in said.marked
@@ -123,10 +123,16 @@ class _Said:
             self._mark(path, refusal.reason, refusal.detail)
 
     def settle(
-        self, paths: list[str], layout: Layout, classes: dict[str, str | None] | None, max_uncaptioned: float
+        self,
+        paths: list[str],
+        layout: Layout,
+        classes: dict[str, str | None] | None,
+        max_uncaptioned: float,
+        lost: dict[str, str],
     ) -> dict[str, int]:
         """Labels are for all or for none, and so are captions; whoever lacks them is marked.
 
+        lost: {picture: why the caption beside it cannot be read}.
         Returns: {folder that is passed over as a whole: its pictures}.
         """
         if classes is not None:
@@ -146,7 +152,10 @@ class _Said:
             elif labelled and self.captions[place] is None:
                 self.captions[place] = _label_caption(self.labels[place] or "")
             elif captioned and self.captions[place] is None and place not in self.blank:
-                self._mark(paths[place], "missing_caption", "other images have one")
+                why = (
+                    f"its caption file is one {lost[paths[place]]}" if paths[place] in lost else "other images have one"
+                )
+                self._mark(paths[place], "missing_caption", why)
             elif captioned and self.captions[place] is None and blank > max_uncaptioned:
                 detail = f"empty, as {blank:.1%} of the captions are, above data.max_uncaptioned {max_uncaptioned:.1%}"
                 self._mark(paths[place], "missing_caption", detail)

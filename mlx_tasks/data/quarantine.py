@@ -17,7 +17,7 @@ from mlx_tasks.data.listing import Candidate, Listing
 from mlx_tasks.data.manifest import count_by
 from mlx_tasks.data.reasons import REASONS, Refusal
 from mlx_tasks.data.records import Records
-from mlx_tasks.data.told import Told
+from mlx_tasks.data.told import Told, escaped
 from mlx_tasks.files import write_json
 
 THUMBNAIL_SIDE = 96
@@ -84,7 +84,8 @@ def summarise(refused: list[Refused], total: int, shown: int = 3) -> str:
     for reason, count in count_by(one.reason for one in refused).items():
         paths = [one.candidate.path for one in refused if one.reason == reason]
         more = ", ..." if count > shown else ""
-        lines.append(f"  {count} {reason} ({REASONS[reason]}): {', '.join(paths[:shown])}{more}")
+        named = escaped(", ".join(paths[:shown]))
+        lines.append(f"  {count} {reason} ({REASONS[reason]}): {named}{more}")
     return "\n".join(lines)
 
 

@@ -187,7 +187,9 @@ def _check(members: Members, codes: np.ndarray) -> None:
         )
     for split in HELD_OUT:
         if not (codes == SPLITS.index(split)).any():
+            single = int(np.count_nonzero(np.bincount(members.strata) == 1))
+            alone = f", of which {single} are alone in their class, and so in train" if single else ""
             raise DataError(
-                f"the {split} split is empty with {len(codes)} images: add images, raise data.{split}_fraction, "
+                f"the {split} split is empty with {len(codes)} images{alone}: add images, raise data.{split}_fraction, "
                 "or remove near duplicates (data.duplicate_distance)"
             )

@@ -1,14 +1,14 @@
-"""What reading a folder found, put into lines: counts, sources of labels and captions, what lay beside, what is odd."""
+"""What reading a folder found, put into lines: counts, sources of labels and captions, what lay beside."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
-from mlx_tasks.data.beside import Beside
-from mlx_tasks.data.layout import Layout, looks_like_no_class
+from mlx_tasks.data.beside import MAX_BYTES, Beside
+from mlx_tasks.data.layout import Layout
 from mlx_tasks.data.listing import Listing
 from mlx_tasks.data.metadata import Metadata, ignored_lines
+from mlx_tasks.data.oddities import odd_lines
 from mlx_tasks.data.told import Told, counted, counts, some
 from mlx_tasks.data.tree import Tree
 
@@ -30,6 +30,7 @@ def tell(
     found = [_pictures(tree, labels, by_folder), *_captions(metadata, beside, listing), _splits(layout, aside)]
     passed = [counts(tree.passed_over)] if tree.passed_over else []
     passed += [f"{counted(count, 'caption file')} {why}" for why, count in beside.unlike.items()]
+    passed += _no_captions(tree, beside, bool(metadata.files) or bool(labels))
     passed += ignored_lines(metadata, bool(beside.read))
     lacks = "label" if labels else "caption"
     passed += [
@@ -37,7 +38,9 @@ def tell(
         "them class folders, captions or a metadata file"
         for name, count in aside.items()
     ]
-    return Told(found, passed, [*layout.odd, *_odd_classes(labels, by_folder), *_odd_rows(tree, metadata)])
+    return Told(
+        found, passed, [*layout.odd, *_lost_captions(beside), *odd_lines(tree, metadata, listing, labels, by_folder)]
+    )
 
 
 def _label_counts(listing: Listing) -> dict[str, int]:
@@ -74,6 +77,30 @@ def _captions(metadata: Metadata, beside: Beside, listing: Listing) -> list[str]
     return lines
 
 
+def _lost_captions(beside: Beside) -> list[str]:
+    if not beside.lost:
+        return []
+    first = next(iter(beside.lost))
+    return [
+        f"captions that cannot be read, for example that of {first}: save them as text in UTF-8, of at most "
+        f"{MAX_BYTES >> 10} KB"
+    ]
+
+
+def _no_captions(tree: Tree, beside: Beside, told: bool) -> list[str]:
+    """Why text files say nothing, where nothing else says anything either."""
+    if told or beside.read.total() > beside.read["empty"]:
+        return []
+    if beside.read["empty"] and not beside.unlike:
+        return [f"{counted(beside.read['empty'], 'caption file')} without text: no image has a caption"]
+    if tree.stray:
+        return [
+            f"texts that lie beside no image of their name ({', '.join(tree.stray)}, ...): the caption of 1.png is "
+            "1.txt in the same folder; rows about many images are a .csv, .tsv, .jsonl or .parquet"
+        ]
+    return []
+
+
 def _lengths(listing: Listing) -> tuple[int, int]:
     """(bytes of the longest caption, pictures that are offered with an empty one where others have one)."""
     sizes = listing.captions.sizes()
@@ -87,33 +114,3 @@ def _splits(layout: Layout, aside: dict[str, int]) -> str:
         return "no split folders: divided by the seed"
     taken = [split for split in ("validation", "test") if split not in given]
     return f"split folders: {', '.join(given)}" + (f"; {' and '.join(taken)} taken from train" if taken else "")
-
-
-def _odd_classes(labels: Counter[str], by_folder: bool) -> list[str]:
-    if not by_folder:
-        return []
-    lines = []
-    if like := sorted(name for name in labels if looks_like_no_class(name)):
-        lines.append(
-            f"{counted(len(like), 'class', 'classes')} named {some(like)}: that looks like where images lie, and not "
-            "like what is on them. Masks and the like belong out of the dataset; images without classes go straight "
-            "into its folder; splits need a train folder and nothing beside the splits"
-        )
-    if repeats := sorted(name for name in labels if re.match(r"\d+_\D", name)):
-        lines.append(f"class names with a number before them ({some(repeats)}): it is part of the name, and no repeat")
-    if alone := sorted(name for name, count in labels.items() if count == 1):
-        lines.append(f"{counted(len(alone), 'class', 'classes')} of one image only: {some(alone)}")
-    return lines
-
-
-def _odd_rows(tree: Tree, metadata: Metadata) -> list[str]:
-    lines = []
-    if metadata.lost:
-        first = next(iter(metadata.lost.values()))[1]
-        lines.append(f"{counted(len(metadata.lost), 'metadata row')} without an image, for example {first}")
-    if tree.refused:
-        path, (_, detail) = next(iter(tree.refused.items()))
-        lines.append(
-            f"{counted(len(tree.refused), 'entry', 'entries')} that cannot be read, for example {path}: {detail}"
-        )
-    return lines

@@ -9,6 +9,8 @@ from typing import Any
 from mlx_tasks.data.reasons import Refusal
 
 MAX_LABEL_LENGTH = 200
+_NOTHING = frozenset({"Cf", "Zs"})
+"""Categories of what is not seen: a text of them alone is empty (zero-width spaces, marks of direction)."""
 
 
 def clean_caption(value: Any, choice: int = 0) -> str | None:
@@ -22,7 +24,8 @@ def clean_caption(value: Any, choice: int = 0) -> str | None:
         value = texts[choice % len(texts)] if texts else None
     if not isinstance(value, str):
         return None
-    return " ".join(_printable(value).split()) or None
+    text = " ".join(_printable(value).split())
+    return text if any(unicodedata.category(letter) not in _NOTHING for letter in text) else None
 
 
 def clean_label(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,7 +24,15 @@ class Told:
     def lines(self) -> list[str]:
         """All of them, each with its kind before it."""
         kinds = (("found", self.found), ("passed over", self.passed_over), ("look at this", self.odd))
-        return [f"{kind}: {line}" for kind, lines in kinds for line in lines]
+        return [f"{kind}: {escaped(line)}" for kind, lines in kinds for line in lines]
+
+
+def escaped(text: str) -> str:
+    """The text with control characters, which a name may hold and a terminal would obey, as their escapes."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter
+        for letter in text
+    )
 
 
 def counted(count: int, one: str, several: str = "") -> str:

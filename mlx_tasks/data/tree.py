@@ -18,10 +18,15 @@ EXTENSIONS = frozenset(
     # Pictures that are not read here: they are taken up to be refused by name, not passed over in silence.
     + ".heic .heif .svg .eps .psd .ico .jxl .dng .exr".split()
 )
+NOT_READ = frozenset(".heic .heif .svg .eps .psd .jxl .exr".split())
+"""Extensions of pictures of which no file is read."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TABLES = frozenset(".jsonl .ndjson .csv .tsv .parquet .json".split())
 CAPTIONS = (".txt", ".caption")
 """Extensions of a caption beside its picture, in the order in which they are looked for."""
+MOST_STRAY = 3
+_SYSTEM = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"})
+"""Folders that systems and storage devices make: forks, thumbnails, what was thrown away."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Tree:
         tables: files that could be metadata, by their own names relative to the folder, sorted.
         beside: {path: what follows the picture's stem} of the captions beside pictures: `.txt` for 1.txt beside 1.png,
             `.png.txt` for 1.png.txt.
+        stray: the first texts and captions that lie beside no picture of their name.
         passed_over: how many of what were passed over, by a word or two each: ".txt", "hidden", "linked folder".
     """
 
@@ -46,6 +52,7 @@ class Tree:
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
+    stray: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def file_name(self, path: str) -> str:
@@ -61,9 +68,10 @@ class Tree:
 def read_tree(folder: Path) -> Tree:
     """Every picture under the folder, by extension, and what else lies there.
 
-    Hidden files and folders (`._1.png` of macOS too) are passed over. A link to a file of the folder is that file; one
-    to a folder is not followed, since what it leads to is in the dataset already, or outside. Two files whose names
-    differ in their Unicode form alone are one path, which is the later one's.
+    Hidden files and folders (`._1.png` of macOS too), and those that systems make (`__MACOSX`), are passed over. A link
+    to a file of the folder is that file; one to a folder is not followed, since what it leads to is in the dataset
+    already, or outside. Two files whose names differ in their Unicode form alone are one path, which is the later
+    one's.
     Raises: DataError where the folder itself cannot be listed.
     """
     tree, root = Tree(folder), os.path.realpath(folder)
@@ -90,8 +98,10 @@ def read_tree(folder: Path) -> Tree:
 def _take(tree: Tree, root: str, inside: str, entries: list[os.DirEntry[str]], waiting: list[str]) -> None:
     """Put one folder's entries where they belong; its folders go to `waiting`."""
     pictures, others = [], []
+    if inside and not entries:
+        tree.passed_over[f"empty folder ({posix(inside.rstrip('/'))})"] += 1
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
             tree.passed_over["hidden"] += 1
             continue
         kind, problem = _kind(entry, root)
@@ -178,7 +188,9 @@ def _take_others(tree: Tree, inside: str, pictures: list[str], others: list[str]
         elif extension in TABLES and stem not in stems:
             tree.tables.append(inside + name)
         else:
-            tree.passed_over[extension or "file without extension"] += 1
+            tree.passed_over[extension or "without an extension (as .png)"] += 1
+            if extension in CAPTIONS and len(tree.stray) < MOST_STRAY:
+                tree.stray.append(posix(inside + name))
 
 
 def _by_caption(name: str) -> int:
