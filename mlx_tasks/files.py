@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -69,10 +70,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     The old folder is moved aside before the rename and removed after it, so a reader sees one or the other, whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    fresh.mkdir()  # not by tempfile: who may enter is the umask's word, as for every other folder
     try:
         yield fresh
-        os.chmod(fresh, 0o755)
         old = fresh.with_name(fresh.name + ".old")
         if path.exists():
             os.replace(path, old)

@@ -339,7 +339,10 @@ def test_a_champion_that_slips_is_noticed_and_mended_and_no_request_is_lost(chai
     events = {event["event"]: event for event in read_json(path)}
     order = ["serves", "sound", "damaged", "alert", "run", "made", "champion", "swapped", "verified", "mended", "end"]
     assert list(events) == order
-    assert "no alert" in events["sound"]["text"] and "drift" in events["alert"]["text"]
+    assert "no alert" in events["sound"]["text"] and "no alert" not in events["alert"]["text"]
+    # Which of the monitor's tests see it first depends on the toy's winner: drift, brightness, sharpness, ...
+    parts = events["alert"]["text"].removeprefix("the monitor: ").split("; ")
+    seen = [part.partition(": ")[2].partition(" (p = ")[0] for part in parts]
     assert events["end"]["failed"] == 0 and events["end"]["served"] > 300
     stage = events["alert"]["suggestion"]
     before = {"tune": {"train", "distill", "search_select"}, "distill": {"train"}, "train": {"validate"}}[stage]
@@ -349,7 +352,8 @@ def test_a_champion_that_slips_is_noticed_and_mended_and_no_request_is_lost(chai
     told = httpx.get(
         f"{chain.layout.mlflow_url}/api/2.0/mlflow/runs/get", params={"run_id": parent}, trust_env=False
     ).json()["run"]["data"]["tags"]
-    assert "served images do not look like" in {tag["key"]: tag["value"] for tag in told}["ado.reason"]
+    reason = {tag["key"]: tag["value"] for tag in told}["ado.reason"]
+    assert seen and any(words in reason for words in seen), (seen, reason)
 
 
 def test_a_clean_of_everything_leaves_registered_versions_that_come_back_to_the_byte(chain, tmp_path):

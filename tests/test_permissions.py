@@ -12,7 +12,7 @@ import pytest
 
 from mlx_tasks import locks
 from mlx_tasks.errors import BusyError
-from mlx_tasks.files import atomic_write_text
+from mlx_tasks.files import atomic_folder, atomic_write_text
 from mlx_tasks.workspace.opening import configure_dvc
 from mlx_tasks.workspace.paths import Places
 
@@ -99,3 +99,14 @@ def test_a_private_file_is_private_before_it_is_whole(tmp_path, umask, monkeypat
     finally:
         os.umask(before)
     assert seen == [0o600, 0o644] and mode(tmp_path / "secret") == 0o600
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o700), (0o022, 0o755)])
+def test_a_folder_that_is_put_in_place_whole_is_open_to_whom_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "made") as fresh:
+            (fresh / "file").write_text("x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == mode
