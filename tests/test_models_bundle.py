@@ -129,6 +129,7 @@ def test_a_sampler_that_contradicts_itself_is_refused(changes, rule):
         ({"timesteps": (1000, 749, 499, 249)}, "timesteps must be below 1000"),
         ({"class_names": tuple("abcde")}, "4 labels"),
         ({"null_label": 4}, "null_label"),
+        ({"null_label": 1}, "null_label must be no class' label, 1 is that of"),
         ({"null_label": None}, "null_label"),
     ],
 )

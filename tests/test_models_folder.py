@@ -160,6 +160,21 @@ def test_a_folder_without_weights_says_what_it_holds(saved):
         load_unet(saved)
 
 
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model-00001-of-00002.safetensors"]
+)
+def test_weights_in_parts_or_under_another_name_are_told_with_the_remedy(saved, name):
+    (saved / WEIGHTS).rename(saved / name)
+    with pytest.raises(DataError, match=rf"it holds {name}: .*max_shard_size"):
+        load_unet(saved)
+
+
+def test_a_file_that_mlx_wrote_is_read(model, saved):
+    weights = mx.load(str(saved / WEIGHTS))
+    mx.save_safetensors(str(saved / WEIGHTS), weights)
+    np.testing.assert_array_equal(np.array(load_unet(saved).conv_in.weight), np.array(model.conv_in.weight))
+
+
 @pytest.mark.parametrize("text", [None, "{", "[1]"])
 def test_a_config_that_is_missing_or_no_object_is_refused(saved, text):
     if text is None:

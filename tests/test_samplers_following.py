@@ -255,6 +255,11 @@ def test_ddims_eta(eta, monkeypatch):
     [
         ({"_class_name": "LMSDiscreteScheduler"}, "class 'LMSDiscreteScheduler' is not supported; there are: DDIM"),
         ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type='sample' of PNDMScheduler"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "steps_offset": 5000},
+            "the first would",
+        ),
+        ({"_class_name": EDM_EULER, "sigma_min": None}, "sigma_min must be a number"),
         ({"_class_name": "PNDMScheduler", "timestep_spacing": "linspace"}, "leave diffusers' own grid"),
         ({"_class_name": "DDIMScheduler", "clip_sample": "false"}, "clip_sample must be true or false, got 'false'"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "even"}, "timestep_spacing must be one of linspace"),
@@ -376,6 +381,10 @@ PUBLISHED = {
     "sdxl-turbo": ("EulerAncestralDiscreteScheduler",
                    {**SDXL, "timestep_spacing": "trailing", "sigma_max": None, "sigma_min": None}, 4),
     "sdxl-lightning": ("EulerDiscreteScheduler", {**SDXL, "timestep_spacing": "trailing"}, 4),
+    "sd-turbo": ("EulerDiscreteScheduler",
+                 {**SDXL, "timestep_spacing": "trailing", "sigma_max": None, "sigma_min": None,
+                  "final_sigmas_type": "zero", "timestep_type": "discrete", "rescale_betas_zero_snr": False,
+                  "use_karras_sigmas": None, "use_exponential_sigmas": None, "use_beta_sigmas": None}, 4),
     "playground-v2": ("EulerAncestralDiscreteScheduler", SDXL, 20),
     "LCM_Dreamshaper_v7": (LCM, {**SD, "set_alpha_to_one": True, "original_inference_steps": 50, "thresholding": False,
                                  "clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0,

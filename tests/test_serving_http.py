@@ -284,7 +284,7 @@ def test_bodies_that_are_no_json_or_too_long_are_refused(server):
     assert server.http.post("/v1/images/generations", content=b"{").status_code == 400  # no kind told
     assert server.http.post("/v1/images/generations", content=b"x" * 70_000).status_code == 413
     assert server.http.post("/v1/images/generations", content=iter([b"{}"])).status_code == 413  # no length told
-    assert server.http.get("/nothing").json()["error"]["message"] == "GET /nothing: Not Found"
+    assert server.http.get("/nothing").json()["error"]["message"].startswith("GET /nothing: Not Found")
 
 
 def test_a_page_under_another_name_gets_nothing(server):

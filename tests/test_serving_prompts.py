@@ -26,6 +26,12 @@ SPELLINGS = [
 ]
 
 
+@pytest.mark.parametrize("mark", ["'", "\u2018", "\u2019", "\u02bc", "\uff07"])
+def test_an_apostrophe_counts_in_any_form(mark):
+    names = ClassNames(["bird", "bird's nest", "nest"])
+    assert names.named(f"bird{mark}s nest") == names.in_prompt(f"a photo of a bird{mark}s nest") == 1
+
+
 @pytest.mark.parametrize(("label", "asked"), [*itertools.permutations(SPELLINGS, 2)])
 def test_a_name_counts_in_any_spelling(label, asked):
     names = ClassNames(["cat", label, "retriever"])

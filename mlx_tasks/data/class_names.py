@@ -14,6 +14,8 @@ from mlx_tasks.data.text import clean_caption
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 """Scripts that set no spaces between words, as their letters' names begin."""
+_APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
+"""What keyboards and phones make of an apostrophe."""
 _HUMP = re.compile(r"(?<=[^\W\d_]{3})(?<=[a-zß-öø-ÿ])(?=[A-ZÀ-ÖØ-Þ][^\W\d_]{2})")
 
 
@@ -51,7 +53,8 @@ def squeeze(text: str) -> Squeezed:
     starts: list[int] = []
     ends: set[int] = set()
     before = " "
-    for letter in unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).casefold()):
+    plain = text.translate(_APOSTROPHES)
+    for letter in unicodedata.normalize("NFC", unicodedata.normalize("NFKC", plain).casefold()):
         if _separates(before) or _separates(letter) or _parts(before, letter):
             ends.add(len(letters))
             if not _separates(letter):

@@ -134,5 +134,8 @@ def _check_fit(config: UNet2DConfig, schedule: NoiseSchedule, sampler: Sampler) 
             f"the network has {labels} labels, too few for {len(sampler.class_names)} class names and null_label "
             f"{sampler.null_label}"
         )
+    empty, names = sampler.null_label, sampler.class_names
+    if empty is not None and empty < len(names):
+        raise DataError(f"sampler.null_label must be no class' label, {empty} is that of {names[empty]!r:.80}")
     if sampler.guidance_scale != 1.0 and sampler.null_label is None:
         raise DataError(f"sampler.guidance_scale {sampler.guidance_scale} needs a null_label: set one, or use 1.0")

@@ -126,6 +126,12 @@ def _weights_file(folder: Path) -> Path:
             f"{folder} holds {listed(pickles)}, pickles, which can run code when they are read: convert them to "
             f"{WEIGHTS} with diffusers' save_pretrained(safe_serialization=True) where they are trusted"
         )
+    parts = sorted(file.name for file in folder.glob(f"{Path(WEIGHTS).stem}*.safetensors"))
+    if parts:
+        raise DataError(
+            f"{folder} must hold its weights in one {WEIGHTS}, it holds {listed(parts)}: load it with diffusers (with "
+            "variant= for another name than its own) and save_pretrained(max_shard_size='100GB')"
+        )
     raise DataError(f"{folder} has no {WEIGHTS}; it holds {listed(sorted(f.name for f in folder.iterdir()))}")
 
 

@@ -50,7 +50,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     told = parse_mapping(text, f"{path} is not a safetensors file: its header")
-    notes = told.pop("__metadata__", {})
+    notes = told.pop("__metadata__", None) or {}  # MLX writes null for none
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
         raise DataError(f"{path} is not a safetensors file: its __metadata__ must map names to texts")
     entries, spans = {}, []

@@ -8,11 +8,14 @@ import binascii
 import hmac
 import ipaddress
 import re
+from urllib.parse import unquote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+DRAWS = "/v1/images/generations"
+"""The one route that takes a body."""
 MAX_BODY_BYTES = 64 * 1024
 OPEN = frozenset({"/livez", "/readyz"})
 """Routes that ask for no key: a prober has none."""
@@ -54,6 +57,7 @@ class Guard:
         """One request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        scope = plain_form(scope)
         request = Request(scope)
         refused = self._refusal(request)
         if refused is None and request.method == "POST":
@@ -78,11 +82,17 @@ class Guard:
         if self._key is not None and request.url.path not in OPEN and not _matches(given, self._key):
             challenge = {"WWW-Authenticate": 'Basic realm="images", charset="UTF-8"'}
             return refusal(401, "a key is needed: Authorization: Bearer KEY", None, challenge, "invalid_api_key")
+        if request.method == "POST" and request.url.path != DRAWS:
+            told = f"POST {request.url.path:.100}: images are drawn at POST {DRAWS}, from noise: no image is taken in"
+            return refusal(404, told)
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # Two readers on the way may take either, and so see another end of this request.
+            close = {"Connection": "close"}
+            return refusal(400, "a request has Content-Length or Transfer-Encoding, this one has both", None, close)
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
             return refusal(415, f"a body is taken as it is, without Content-Encoding, got {coding[:40]!r}")
-        chunked = "transfer-encoding" in request.headers  # it would win over a length that is there too
-        length = "" if chunked else request.headers.get("content-length", "")  # digits alone pass the parser
+        length = request.headers.get("content-length", "")  # digits alone pass the parser
         if (request.method == "POST" and not length) or int(length[:20] or 0) > MAX_BODY_BYTES:
             return refusal(413, f"a body needs a length of at most {MAX_BODY_BYTES} bytes, got {length[:20] or 'none'}")
         kind = request.headers.get("content-type", "")
@@ -108,6 +118,19 @@ class Guard:
         except TimeoutError:
             close = {"Connection": "close"}
             return refusal(408, f"a body must be there within {self._body_s:g} s of its headers", headers=close)
+
+
+def plain_form(scope: Scope) -> Scope:
+    """A request as the routes know it: HEAD as GET, an absolute URI as host and path, no slash at a path's end."""
+    raw, headers = bytes(scope.get("raw_path") or scope["path"].encode()), scope["headers"]
+    scheme, absolute, rest = raw.partition(b"://")
+    if absolute and scheme.lower() in (b"http", b"https"):
+        host, _, path = rest.partition(b"/")
+        raw, headers = b"/" + path, [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]
+    raw = raw.rstrip(b"/") or b"/"
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server leaves its body away
+    path = unquote(raw.decode("ascii", "replace"))
+    return {**scope, "method": method, "path": path, "raw_path": raw, "headers": headers}
 
 
 def _with_body(body: bytes, receive: Receive) -> Receive:

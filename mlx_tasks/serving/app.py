@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from mlx_tasks.errors import DataError, DivergedError, UnavailableError
@@ -23,7 +24,7 @@ from mlx_tasks.monitoring.window import Made, Recorder
 from mlx_tasks.registry.png import encode_png
 from mlx_tasks.samplers.grids import GRIDS
 from mlx_tasks.samplers.solvers import SOLVERS
-from mlx_tasks.serving.access import Guard, refusal
+from mlx_tasks.serving.access import DRAWS, Guard, refusal
 from mlx_tasks.serving.bodies import SEEDS, ImageRequest, Images, Picture, Refusal, StripPicture, Timing, told
 from mlx_tasks.serving.connections import address_of
 from mlx_tasks.serving.engine import Finished, Job
@@ -84,6 +85,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.router.route_class = JsonRoute
     app.add_middleware(Guard, key=key, hosts=hosts, body_s=body_s)
@@ -96,7 +98,10 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        return refusal(error.status_code, f"{request.method:.20} {request.url.path:.100}: {error.detail}")
+        found = f"{request.method:.20} {request.url.path:.100}: {error.detail}"
+        allowed = (error.headers or {}).get("Allow")
+        fix = f"it takes {allowed}" if allowed else f"there are {', '.join(_routes(app))}"
+        return refusal(error.status_code, f"{found}; {fix}", headers=dict(error.headers or {}))
 
     @app.get("/livez", tags=["health"])
     async def alive() -> dict[str, str]:
@@ -123,6 +128,15 @@ def create_app(
         data = [_entry(one, one is worker.current) for one in held]
         return {"object": "list", "data": data, "refused": follower.refused}
 
+    @app.get("/v1/models/{reference:path}", tags=["images"])
+    async def model(reference: str) -> JSONResponse:
+        """One of these, by its id or its name."""
+        for one in (worker.current, worker.previous):
+            if one is not None and reference in (one.model.id, one.model.name):
+                return JSONResponse(_entry(one, one is worker.current))
+        there = worker.current.model.id if worker.current else "none yet"
+        return refusal(404, f"model: this server has {there}, got {reference!r:.80}", "model")
+
     @app.get("/v1/versions", tags=["images"])
     async def versions() -> JSONResponse:
         """Every registered version that a request may name, newest first."""
@@ -138,7 +152,7 @@ def create_app(
         names = [name for name in SOLVERS if name != "learned"]
         return {"qualities": list(QUALITIES)[:3], "solvers": names, "grids": list(GRIDS)}
 
-    @app.post("/v1/images/generations", response_model=Images, responses=REFUSALS, tags=["images"])
+    @app.post(DRAWS, response_model=Images, responses=REFUSALS, tags=["images"])
     async def generate(body: ImageRequest, request: Request) -> Any:
         """Draw images. A request shares its batch with others, which changes nothing about what it gets."""
         began = time.perf_counter()
@@ -217,7 +231,7 @@ def _job(loaded: Loaded, body: ImageRequest, seeds: list[int]) -> tuple[Job, tup
     """What is drawn, and the class name of each image.  Raises: DataError."""
     model, bundle = loaded.model, loaded.engine.bundle
     side = f"{model.resolution}x{model.resolution}"
-    if body.size not in ("auto", side):
+    if body.size.lower() not in ("auto", side):
         raise DataError(f"size: this model draws {side}, got {body.size!r}")
     if body.prompt is not None and body.label is not None:
         raise DataError("class: it stands in place of a prompt, so give one of them")
@@ -285,6 +299,12 @@ def _pictures(finished: Finished, loaded: Loaded, names: tuple[str, ...], seeds:
             ]
         entries.append(Picture(b64_json=_base64(encode_png(image, text)), seed=seed, strip=on_the_way))
     return entries
+
+
+def _routes(app: FastAPI) -> list[str]:
+    """METHOD path of each route that is told of."""
+    told = [route for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    return [f"{method} {route.path}" for route in told for method in sorted(route.methods)]
 
 
 def _base64(data: bytes) -> str:

@@ -11,6 +11,8 @@ from mlx_tasks.serving.plans import MOST_EVALUATIONS, QUALITIES
 
 MAX_IMAGES = 16
 SEEDS = 2**32
+WHOLE = frozenset({"n", "seed", "steps", "strip", "output_compression", "partial_images"})
+"""Fields that hold whole numbers."""
 STRIP = 12
 """Most pictures of a denoising strip."""
 
@@ -19,7 +21,7 @@ class ImageRequest(BaseModel):
     """OpenAI's body, and what a diffusion sampler can be told beside it.
 
     Every field of OpenAI's is here: what changes an image is done, what changes nothing here is taken, and what would
-    change the answer is refused by name. `null` means the default.
+    change the answer is refused by name. `null` means the default; 2.0 is the whole number 2, as in JSON Schema.
     """
 
     model_config = ConfigDict(
@@ -52,13 +54,13 @@ class ImageRequest(BaseModel):
     model: str | None = Field(
         None, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="NAME, NAME/VERSION or NAME@ALIAS"
     )
-    size: str = Field("auto", pattern=r"^(auto|\d{1,5}x\d{1,5})$", description="auto, or the model's own")
+    size: str = Field("auto", max_length=40, description="auto, or the model's own")
     response_format: Literal["b64_json"] = Field("b64_json", description="images come in the answer, never as a URL")
     output_format: Literal["png"] = Field("png", description="images are PNGs")
 
     # OpenAI's, without effect here
-    user: str | None = Field(None, max_length=200, description="changes nothing here")
-    safety_identifier: str | None = Field(None, max_length=200, description="changes nothing here")
+    user: str | None = Field(None, description="changes nothing here")
+    safety_identifier: str | None = Field(None, description="changes nothing here")
     moderation: Literal["auto", "low"] = Field("auto", description="changes nothing here: there is no moderation")
     style: Literal["vivid", "natural"] | None = Field(None, description="changes nothing here")
     complexity: Literal["low", "medium", "high"] | None = Field(None, description="changes nothing here: see quality")
@@ -78,11 +80,16 @@ class ImageRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
+    def _plain_values(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         known = {*cls.model_fields, "class"}
-        return {key: value for key, value in given.items() if value is not None or key not in known}
+        kept = {key: value for key, value in given.items() if value is not None or key not in known}
+        return {key: _whole(value) if key in WHOLE else value for key, value in kept.items()}
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def told(error: dict[str, Any]) -> tuple[str, str]:

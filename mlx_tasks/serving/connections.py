@@ -19,6 +19,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlx_tasks.errors import DataError
+from mlx_tasks.serving.begun import Begun
 
 SWEEP_S = 0.25
 BACKLOG = 64
@@ -157,6 +158,7 @@ class Connection(H11Protocol):
         self._answers = self._rest = 0
         self._phase, self._phase_since = ("", 0), self.loop.time()
         self._unread, self._unread_since = 0, 0.0
+        self._begun: Begun | None = None
 
     @property
     def busy(self) -> bool:
@@ -198,11 +200,23 @@ class Connection(H11Protocol):
             self.handle_events()
         return None
 
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A client that sends no more may still read: requests that are whole are answered before the end."""
+        if not self._answering or self.conn.their_state is h11.SEND_BODY:
+            return None
+        self._begin()
+        return True
+
     def on_response_complete(self) -> None:
         """The next request, if it is there already."""
         self._answers, self._rest, self._unread = self._answers + 1, 0, 0
         self.idle_since = self.loop.time()
         super().on_response_complete()
+        if self._begun is not None:
+            if self._answering:
+                self._begin()
+            else:
+                self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be read is answered and ends the connection."""
@@ -220,6 +234,8 @@ class Connection(H11Protocol):
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since > self._limits.client_s:
             return self.transport.abort()
+        if self._begun is not None and not self._begun.look(now):
+            return self.transport.abort()
         phase = self._now(), self._answers
         if phase != self._phase:
             self._phase, self._phase_since = phase, now
@@ -231,6 +247,11 @@ class Connection(H11Protocol):
         elif phase[0] == "headers" and waited > limits.client_s:
             self._end(408, f"a request's headers must come within {limits.client_s:g} s")
         return None
+
+    def _begin(self) -> None:
+        """From now on see whether the client is there, which sends no more."""
+        self._begun = Begun(self.transport, self.loop.time())
+        self.cycle.transport = self._begun  # type: ignore[assignment]  # all that a cycle does with it
 
     def _now(self) -> str:
         if self._answering or self.transport.is_closing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable
@@ -22,7 +23,7 @@ def read_body(data: bytes) -> Any:
     """
     try:
         found = json.loads(
-            data.decode("utf-8"),
+            data.removeprefix(codecs.BOM_UTF8).decode("utf-8"),
             parse_constant=_refuse_constant,
             parse_float=_finite,
             parse_int=_whole,

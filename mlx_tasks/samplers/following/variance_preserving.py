@@ -84,6 +84,8 @@ def euler(schedule: NoiseSchedule, values: Mapping[str, Any], n: int, solver: st
     """Euler, ancestral Euler and Heun: n levels, a final 0, and a start of their own."""
     total = schedule.num_train_timesteps
     times = spaced(values, total, n)
+    if times[0] > total:  # diffusers keeps such timesteps all at the last level
+        raise DataError(f"steps_offset must keep {n} steps within {total} timesteps, the first would be {times[0]:g}")
     sigmas = np.interp(times, np.arange(total), table(schedule))
     other = reshaped(values, float(sigmas[-1]), float(sigmas[0]), n)
     if other is not None:
