@@ -384,7 +384,7 @@ PUBLISHED = {
     "sd-turbo": ("EulerDiscreteScheduler",
                  {**SDXL, "timestep_spacing": "trailing", "sigma_max": None, "sigma_min": None,
                   "final_sigmas_type": "zero", "timestep_type": "discrete", "rescale_betas_zero_snr": False,
-                  "use_karras_sigmas": None, "use_exponential_sigmas": None, "use_beta_sigmas": None}, 4),
+                  "use_exponential_sigmas": False, "use_beta_sigmas": False}, 4),
     "playground-v2": ("EulerAncestralDiscreteScheduler", SDXL, 20),
     "LCM_Dreamshaper_v7": (LCM, {**SD, "set_alpha_to_one": True, "original_inference_steps": 50, "thresholding": False,
                                  "clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0,

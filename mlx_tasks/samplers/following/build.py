@@ -15,7 +15,7 @@ from mlx_tasks.samplers.following import variance_preserving as vp
 from mlx_tasks.samplers.following.levels import RESHAPED
 from mlx_tasks.samplers.following.plan import Plan
 from mlx_tasks.samplers.following.pndm import pndm
-from mlx_tasks.samplers.following.values import check_values, off_for_null
+from mlx_tasks.samplers.following.values import check_values
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def plan_from_config(config: Mapping[str, Any], num_steps: int, eta: float = 0.0
     if num_steps < 1:
         raise DataError(f"a run takes at least 1 step, got {num_steps}")
     followed = CLASSES[name]
-    given = {key: off_for_null(key, value) for key, value in config.items() if key in followed.keys}
+    given = {key: value for key, value in config.items() if key in followed.keys}
     for key, value in given.items():
         allowed = followed.keys[key]
         if allowed is not None and not any(value == one and type(value) is type(one) for one in allowed):

@@ -28,10 +28,6 @@ NUMBERS = {
     "timestep_scaling": (1e-6, 1e6),
 }
 """Numbers, and between what: beyond, powers of them are no numbers any more."""
-OFF_FOR_NULL = frozenset({
-    "use_beta_sigmas", "use_exponential_sigmas", "use_flow_sigmas", "use_karras_sigmas", "use_lu_lambdas",
-})  # fmt: skip
-"""Switches that diffusers has as `bool | None`, where null is off."""
 OR_NULL = frozenset({"flow_shift", "shift_terminal"})
 CHOICES = {
     "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"),
@@ -40,11 +36,6 @@ CHOICES = {
     "time_shift_type": ("exponential", "linear"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
 }
-
-
-def off_for_null(key: str, value: Any) -> Any:
-    """The value, with null as false where diffusers takes it so."""
-    return False if value is None and key in OFF_FOR_NULL else value
 
 
 def check_values(values: Mapping[str, Any]) -> None:
