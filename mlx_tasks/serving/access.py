@@ -67,8 +67,9 @@ class Guard:
             if isinstance(body, bytes):
                 return await self._app(scope, _with_body(body, receive), send)
             refused = body
-        if refused is not None and "expect" in request.headers:
-            # Whether this client sends its body now nobody knows, so no second request can be told from it.
+        if refused is not None and ("expect" in request.headers or _two_lengths(request)):
+            # Whether this client sends its body now, or which end of it others see, nobody knows: no second request
+            # can be told from it.
             refused.headers["Connection"] = "close"
         return await (refused or self._app)(scope, receive, send)
 
@@ -85,16 +86,15 @@ class Guard:
         if request.method == "POST" and request.url.path != DRAWS:
             told = f"POST {request.url.path:.100}: images are drawn at POST {DRAWS}, from noise: no image is taken in"
             return refusal(404, told)
-        if "transfer-encoding" in request.headers and "content-length" in request.headers:
-            # Two readers on the way may take either, and so see another end of this request.
-            close = {"Connection": "close"}
-            return refusal(400, "a request has Content-Length or Transfer-Encoding, this one has both", None, close)
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
             return refusal(415, f"a body is taken as it is, without Content-Encoding, got {coding[:40]!r}")
-        length = request.headers.get("content-length", "")  # digits alone pass the parser
+        chunked = "transfer-encoding" in request.headers  # it would win over a length that is there too
+        length = "" if chunked else request.headers.get("content-length", "")  # digits alone pass the parser
         if (request.method == "POST" and not length) or int(length[:20] or 0) > MAX_BODY_BYTES:
             return refusal(413, f"a body needs a length of at most {MAX_BODY_BYTES} bytes, got {length[:20] or 'none'}")
+        if _two_lengths(request):
+            return refusal(400, "a request has Content-Length or Transfer-Encoding, this one has both")
         kind = request.headers.get("content-type", "")
         if request.method == "POST" and kind.partition(";")[0].strip().lower() != "application/json":
             # Asked for by name, since a page elsewhere may send a browser's other kinds to this machine unasked.
@@ -118,6 +118,10 @@ class Guard:
         except TimeoutError:
             close = {"Connection": "close"}
             return refusal(408, f"a body must be there within {self._body_s:g} s of its headers", headers=close)
+
+
+def _two_lengths(request: Request) -> bool:
+    return "transfer-encoding" in request.headers and "content-length" in request.headers
 
 
 def plain_form(scope: Scope) -> Scope:
