@@ -151,7 +151,10 @@ def overrides(form: dict[str, Any]) -> dict[str, Any]:
     known = ["preset", "overrides", "start_from", "begin_with", "alerts", "reason", *_KEYS]
     unknown = sorted(set(form) - set(known))
     if unknown:
-        raise DataError(f"the form has no field {', '.join(map(repr, unknown))}; it has: {', '.join(known)}")
+        named = ", ".join(f"{name!r:.80}" for name in unknown)
+        keys = [str(name) for name in unknown if schema_of(str(name))]
+        how = f"; a key of params.yaml goes by overrides={{{keys[0]}: ...}}" if keys else ""
+        raise DataError(f"the form has no field {named}; it has: {', '.join(known)}{how}")
     changed: dict[str, Any] = {}
     for name, key in _KEYS.items():
         value = form.get(name)

@@ -6,6 +6,7 @@ a word, `010` no number and `12:30` no count of minutes. Imports neither Airflow
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from typing import Any
@@ -78,6 +79,27 @@ def schema_of(key: str) -> dict[str, Any] | None:
         if node is None:
             return None
     return _inlined(node, tree)
+
+
+def near(key: str) -> list[str]:
+    """Dotted keys of params.yaml that somebody who wrote `key` may have meant, at most three."""
+    keys, asked = _keys(), key.lower().replace("-", "_").strip(".")
+    same = [one for one in keys if one == asked or one.endswith(f".{asked}")]
+    return (same or difflib.get_close_matches(asked, keys, 3, 0.75))[:3]
+
+
+@functools.cache
+def _keys() -> tuple[str, ...]:
+    """Every dotted key, branches too."""
+    found: list[str] = []
+
+    def walk(node: Any, above: str) -> None:
+        for name, inner in node.get("properties", {}).items():
+            found.append(f"{above}{name}")
+            walk(inner, f"{above}{name}.")
+
+    walk(_inlined(_tree(), _tree()), "")
+    return tuple(found)
 
 
 def _inlined(node: Any, tree: dict[str, Any]) -> Any:

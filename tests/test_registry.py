@@ -15,6 +15,7 @@ from registry_workspace import CLASSES, SIDE, TIMESTEPS, make_workspace, read_ve
 from mlx_tasks.config import Config, Gate
 from mlx_tasks.data.loader import load_split, to_uint8
 from mlx_tasks.errors import DataError, GateRefused
+from mlx_tasks.hardware import detect
 from mlx_tasks.metrics.image_text import image_text_scores, load_image_text
 from mlx_tasks.metrics.random_conv import RandomConvFeatures
 from mlx_tasks.models.bundle import read_bundle
@@ -174,6 +175,15 @@ def test_the_lineage_in_the_bundle_brings_it_back(registered_locally):
     assert told["winner"]["candidate"] == "student-steps2" and told["winner"]["timesteps"] == TIMESTEPS
     assert {"python", "mlx", "numpy"} <= told["versions"].keys()
     assert told["device"]["kind"] in ("cpu", "metal", "cuda")
+
+
+@pytest.mark.parametrize("path", ["/home/somebody/private/cats", "~/private/cats", "photos/cats"])
+def test_a_bundle_names_no_folder_and_no_neighbour_of_the_machine_it_was_made_on(path, tmp_path):
+    tree = config().dump()
+    tree["data"]["path"], tree["train"]["hosts"] = path, ["somebody@mac1.lan", "mac2.lan"]
+    told = lineage.collect(tmp_path, Config.model_validate(tree), detect(), {})
+    assert told["params"]["data"]["path"] == ("photos/cats" if path[0] == "p" else "cats")
+    assert told["params"]["train"]["hosts"] == ["machine 1", "machine 2"]
 
 
 def test_the_reference_holds_features_of_the_bundles_own_images(registered_locally):

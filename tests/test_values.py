@@ -140,3 +140,35 @@ def test_a_dataset_of_any_name_goes_through_validate(validating, tmp_path, name)
     summary = json.loads((workspace(env, run) / "work" / "dataset" / "summary.json").read_text())
     assert sum(summary["splits"].values()) == 12
     assert str(folder) in [dep["path"] for dep in result["lock"]["deps"]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.stepz=5", "did you mean train.steps?"), ("steps=5", "did you mean train.steps?"),
+        ("Train.Steps=5", "did you mean train"), ("xyzzy=5", "`mlx-tasks resolve` prints all of them"),
+        ("train.steps=" + "9" * 400, "train.steps must be at most 2^53"),
+        ("data.path=~nobody-of-that-name/x", "is no path"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_none_and_a_value_that_no_stage_could_use_are_told_with_a_remedy(
+    setting, words, repository, capsys
+):
+    assert main(["resolve", "--root", str(repository), "--set", setting]) == ExitCode.BAD_INPUT
+    assert words in capsys.readouterr().err
+
+
+def test_a_preset_is_one_of_the_checkouts_and_no_other_file(repository, tmp_path):
+    for name in ("../../params", str(repository / "params"), "../presets/demo", ".", "demo.yaml"):
+        with pytest.raises(DataError, match=r"no preset named .*; there are: .*demo, toy"):
+            load_config(repository, name)
+    with pytest.raises(DataError, match="no preset named 'demo'; there are: none"):
+        (tmp_path / "params.yaml").write_text("{}")
+        load_config(tmp_path, "demo")
+
+
+def test_the_form_says_how_a_key_of_params_is_given(repository):
+    with pytest.raises(DataError, match=r"overrides=\{train.steps: ...\}"):
+        overrides(form_of(repository, ["train.steps=5"]))
+    with pytest.raises(DataError, match="an override's key is a dotted name"):
+        load_config(repository, None, overrides(form_of(repository, ["overrides={1: 2}"])))

@@ -244,6 +244,65 @@ def test_a_tracked_file_that_became_a_link_out_of_the_checkout_stays_as_it_was(h
     assert "include/overrides.txt (a link that leads out" in run["notes"][0]
 
 
+@pytest.mark.parametrize("what", ["a circle", "an absolute link", "a pipe"])
+def test_what_is_no_file_in_a_tracked_files_place_stays_behind(here, clone, what):
+    place = clone / "include" / "overrides.txt"
+    place.unlink()
+    if what == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("overrides.txt" if what == "a circle" else clone / "params.yaml")
+    run = open_run(here)
+    assert "include/overrides.txt (" in run["notes"][0] and not run["edited"]
+    assert (workspace(here, run) / "include" / "overrides.txt").is_file()
+
+
+def test_captions_beside_pictures_of_another_dataset_stay_behind(here, clone, tmp_path):
+    for name in ("0.json", "1.yaml"):
+        write(clone / "include" / "photos" / "cat" / name)
+    write(clone / "include" / "photos" / "metadata.json")
+    picture(clone / "include" / "photos" / "dog" / "0.PNG")
+    o.run_git(clone, "config", "core.excludesFile", str(write(tmp_path / "ignored", "*.PNG\n")))
+    write(clone / "include" / "presets" / "mine.yaml", "seed: 1\n")
+    run = open_run(here)
+    assert "include/presets/mine.yaml" in remote_names(tmp_path, run)
+    assert "include/photos/metadata.json (beside pictures" in run["notes"][1]
+
+
+def test_what_a_filter_makes_of_a_file_is_looked_at_for_secrets(here, clone):
+    hidden = write(clone.parent / "hidden", f'ALERT_TOKEN = "{MARK}"\n')
+    o.run_git(clone, "config", "filter.odd.clean", f"cat {hidden}")
+    write(clone / ".git" / "info" / "attributes", "include/*.yaml filter=odd\n")
+    write(clone / "include" / "mine.yaml", "x: 1\n")
+    done = o.mlx_tasks(here, "open-run", "--spec", json.dumps({"run_id": "filter", "form": {}}))
+    assert done.returncode == ExitCode.BAD_INPUT and "include/mine.yaml:1 (" in done.stdout
+    o.run_git(clone, "config", "filter.odd.clean", "sed s/abcdef12/none/")  # the usual one: it takes a secret out
+    write(clone / "include" / "mine.yaml", "y: 1\n")
+    open_run(here)
+
+
+def test_neither_the_checkouts_settings_nor_the_shell_add_to_what_is_pushed_or_run(here, clone, tmp_path):
+    ran = tmp_path / "ran"
+    program = write(tmp_path / "program", f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    o.run_git(clone, "tag", "-a", "private", "-m", MARK)
+    for key, value in (
+        ("core.fsmonitor", program), ("diff.external", program), ("core.hooksPath", program.parent),
+        ("push.followTags", "true"), ("push.gpgSign", "true"), ("core.autocrlf", "true"), ("core.safecrlf", "true"),
+    ):  # fmt: skip
+        o.run_git(clone, "config", key, str(value))
+    shell = {
+        "GIT_LITERAL_PATHSPECS": "1", "GIT_NAMESPACE": "x", "GIT_PREFIX": "include/", "GIT_EXTERNAL_DIFF": str(program),
+        "GIT_QUARANTINE_PATH": "/none", "GIT_OBJECT_DIRECTORY": "/none", "GIT_CONFIG_PARAMETERS": "'core.bare'='true'",
+        "GIT_COMMITTER_DATE": "soon",
+    }  # fmt: skip
+    write(clone / "include" / "mine.yaml", "x: 1\r\n")
+    write(clone / "include" / "overrides.txt", "edited\n")
+    run = open_run({**here, **shell})
+    assert {"include/mine.yaml", "include/overrides.txt"} <= remote_names(tmp_path, run)
+    assert o.run_git(tmp_path / "hub.git", "tag") == "" and not ran.exists()
+
+
 def test_params_that_hold_a_secret_are_refused(here):
     form = {"overrides": {"train.hosts": [f"{AMAZON}@mac", "mac2"]}}
     done = o.mlx_tasks(here, "open-run", "--spec", json.dumps({"run_id": "params", "form": form}))

@@ -15,6 +15,7 @@ from mlx_tasks.data.reasons import Refusal
 from mlx_tasks.data.text import clean_caption, clean_label, seeded_choice
 from mlx_tasks.data.told import Told
 from mlx_tasks.errors import DataError
+from mlx_tasks.params import resolved
 from mlx_tasks.yaml_text import read_yaml
 
 MAX_TEMPLATE = 1000
@@ -49,7 +50,7 @@ def read_source(root: Path, path: str, seed: int, max_uncaptioned: float = 0.2) 
     """
     from mlx_tasks.data.imagefolder import read_folder
 
-    place = (root / Path(path).expanduser()).resolve()
+    place = resolved(root, path)
     if place.is_dir():
         return read_folder(place, seed, max_uncaptioned)
     if place.is_file() and place.suffix in (".yaml", ".yml"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -26,11 +26,24 @@ def collect(root: Path, config: Config, hardware: Hardware, winner: dict[str, An
         "code": code(root),
         "dataset": dataset(root),
         "params_digest": config.digest,
-        "params": config.dump(),
+        "params": _for_others(config),
         "dvc": dvc_hashes(root),
         "versions": versions(),
         "device": hardware.as_dict() | {"system": platform.platform()},
     }
+
+
+def _for_others(config: Config) -> dict[str, Any]:
+    """The params without this machine's folders and the names of its neighbours: a bundle is made to be given away.
+
+    The run's commit has them whole.
+    """
+    tree = config.dump()
+    place = PurePath(config.data.path)
+    if place.is_absolute() or config.data.path.startswith("~"):
+        tree["data"]["path"] = place.name
+    tree["train"]["hosts"] = [f"machine {number}" for number in range(1, len(config.train.hosts) + 1)]
+    return tree
 
 
 def code(root: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from mlx_tasks.config import AUTO_NAME, Config, Register
+from mlx_tasks.params import resolved
 
 SUFFIX = "-sampler"
 SAYS_NOTHING = frozenset({"data", "dataset", "datasets", "image", "images", "img", "imgs", "train", "training"})
@@ -31,7 +32,7 @@ def name_of_dataset(root: Path, path: str) -> str:
     Two folders can still end in one name; whether a model takes their images is asked again where it is registered
     (registry/same_data.py).
     """
-    place = (root / Path(path).expanduser()).resolve()
+    place = resolved(root, path)
     if place.suffix in (".yaml", ".yml"):
         return _slug(card_name(place)) + SUFFIX
     parts = [place.name]

@@ -29,6 +29,30 @@ _HOPELESS = (
     "does not appear to be a git repository",
 )
 _TRIES = 8
+_SETTINGS = [
+    word
+    for setting in (
+        "core.hooksPath=/dev/null",
+        "core.fsmonitor=false",
+        "core.safeCRLF=false",
+        "commit.gpgSign=false",
+        "push.gpgSign=false",
+        "push.followTags=false",
+        "push.recurseSubmodules=no",
+        "fetch.recurseSubmodules=no",
+        "advice.detachedHead=false",
+    )
+    for word in ("-c", setting)
+]
+"""No program of a checkout's settings but its filters is run, and nothing but what is named is pushed or fetched."""
+_NOT_OURS = (
+    "GIT_DIR GIT_INDEX_FILE GIT_WORK_TREE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR"
+    " GIT_PREFIX GIT_NAMESPACE GIT_QUARANTINE_PATH GIT_CONFIG_PARAMETERS GIT_CONFIG GIT_SHALLOW_FILE GIT_GRAFT_FILE"
+    " GIT_REPLACE_REF_BASE GIT_IMPLICIT_WORK_TREE GIT_INTERNAL_SUPER_PREFIX GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS"
+    " GIT_NOGLOB_PATHSPECS GIT_ICASE_PATHSPECS GIT_EXTERNAL_DIFF GIT_DIFF_OPTS GIT_ATTR_SOURCE GIT_INDEX_VERSION"
+    " GIT_AUTHOR_DATE GIT_COMMITTER_DATE GIT_DEFAULT_HASH"
+).split()
+"""What a hook or a shell leaves in the environment that leads a command elsewhere, or has it read otherwise."""
 
 
 def git(
@@ -48,8 +72,7 @@ def git(
 
     Raises: UnavailableError.
     """
-    settings = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "advice.detachedHead=false"]
-    command = ["git", "-C", str(folder), *settings, *arguments]
+    command = ["git", "-C", str(folder), *_SETTINGS, *arguments]
     stdin = "".join(f"{path}\0" for path in paths or []).encode("utf-8", "surrogateescape")
     what = without_passwords(f"git {' '.join(arguments[:3])}")
     for attempt in range(_TRIES):
@@ -169,7 +192,7 @@ def commit_files(worktree: Path, branch: str, message: str, files: tuple[str, ..
     """Commit files of a detached worktree and point `branch` at the commit (HEAD itself where nothing changed)."""
     git(worktree, "add", "--force", "--", *(name for name in files if (worktree / name).exists()))
     try:
-        git(worktree, "diff", "--cached", "--quiet")
+        git(worktree, "diff", "--cached", "--quiet", "--no-ext-diff")
     except UnavailableError:
         git(worktree, "commit", "--quiet", "--no-verify", "-m", message, environment=identity(worktree))
     commit = git(worktree, "rev-parse", "HEAD")
@@ -190,8 +213,8 @@ def identity(folder: Path) -> dict[str, str]:
 
 
 def _environment(extra: dict[str, str] | None) -> dict[str, str]:
-    """This process's environment without what a git hook would leave in it, with git quiet and in English."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
+    """This process's environment without what leads git elsewhere, with git quiet and in English."""
+    kept = {k: v for k, v in os.environ.items() if k not in _NOT_OURS}
     return {**kept, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(extra or {})}
 
 

@@ -20,6 +20,8 @@ from mlx_tasks.workspace.secrecy import secret_name, secrets_in
 
 FOLDERS = ("dags", "include", "mlx_tasks", "plugins")
 SUFFIXES = (".css", ".html", ".j2", ".js", ".json", ".py", ".sh", ".sql", ".toml", ".yaml", ".yml")
+TEXTS = (".json", ".toml", ".yaml", ".yml")
+PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
 MAX_NEW_KB = 1024
 DATASET, SECRET = "of the dataset", "looks like a secret"
 NAMED = 8
@@ -74,7 +76,7 @@ def take_snapshot(repository: Path, message: str, dataset: Path | None = None) -
         left: dict[str, str] = {}
         changed = _changed(repository, index, inside, left)
         fresh = _new(repository, index, staged, inside, left)
-        _refuse_secrets(repository, [name for name, gone in changed.items() if not gone])
+        _refuse_names([name for name, is_gone in changed.items() if not is_gone])
         gone = [name for name, is_gone in changed.items() if is_gone]
         there = [*(name for name in changed if name not in set(gone)), *fresh]
         if gone:
@@ -82,6 +84,7 @@ def take_snapshot(repository: Path, message: str, dataset: Path | None = None) -
         if there:
             git(repository, "update-index", "--add", "--replace", "-z", "--stdin", environment=index, paths=there)
         tree = git(repository, "write-tree", environment=index)
+        _refuse_secrets(repository, tree, there)
     if tree == git(repository, "rev-parse", "HEAD^{tree}"):
         return Snapshot(head, left=left)
     commit = git(repository, "commit-tree", tree, "-p", head, "-m", message, environment=identity(repository))
@@ -98,8 +101,8 @@ def _changed(repository: Path, index: dict[str, str], inside: _Inside, left: dic
     for how, name in zip(words[::2], words[1::2], strict=True):
         if inside.dataset(name):
             left[_printable(name)] = DATASET
-        elif how != "D" and inside.is_link_out(name):
-            left[_printable(name)] = "a link that leads out of the checkout"
+        elif how != "D" and (why := inside.why_no_edit(name)):
+            left[_printable(name)] = why
         else:
             changed[name] = how == "D"
     return changed
@@ -113,15 +116,36 @@ def _new(
     code = [f":(top,literal){folder}" for folder in FOLDERS]
     others = [f":(top,exclude,literal){folder}" for folder in FOLDERS]
     elsewhere = git(repository, *listing, "--directory", "--no-empty-directory", "--", ":/", *others, environment=index)
+    albums = _albums(
+        repository,
+        _names(
+            git(repository, "ls-files", "--others", "-z", "--full-name", "--directory", "--", *code, environment=index)
+        ),
+    )
     taken = []
     here = [name for name in staged if os.path.lexists(repository / name)]
     for name in sorted({*_names(git(repository, *listing, "--", *code, environment=index)), *here}):
-        if why := _why_not(repository, name, inside):
-            left[_printable(name)] = why
+        why = _why_not(repository, name, inside)
+        if why or (PurePosixPath(name).suffix in TEXTS and name.startswith(albums)):
+            left[_printable(name)] = why or "beside pictures, as captions are"
         else:
             taken.append(name)
     left |= {_printable(name): _why_not(repository, name, inside) for name in _names(elsewhere)}
     return taken
+
+
+def _albums(repository: Path, new: list[str]) -> tuple[str, ...]:
+    """New folders, each with a `/`, that hold pictures somewhere: a dataset, though not this run's."""
+    return tuple(
+        name
+        for name in new
+        if name.endswith("/")
+        and any(
+            PurePosixPath(file.lower()).suffix in PICTURES
+            for _, _, files in os.walk(repository / name)
+            for file in files
+        )
+    )
 
 
 def _why_not(repository: Path, name: str, inside: _Inside) -> str:
@@ -153,25 +177,37 @@ def _why_not(repository: Path, name: str, inside: _Inside) -> str:
     return f"{SECRET}: line {found.line}, {found.kind}" if found else ""
 
 
-def _refuse_secrets(repository: Path, names: Iterable[str]) -> None:
-    """Raises: DataError naming the lines that look like a secret and that HEAD has not."""
+def _refuse_names(names: Iterable[str]) -> None:
+    """Raises: DataError for an edited file with the name of a secret."""
+    if found := [f"{_printable(name)} (by its name)" for name in names if secret_name(name)]:
+        raise DataError(_REFUSED.format(_listed(found)))
+
+
+def _refuse_secrets(repository: Path, tree: str, names: Iterable[str]) -> None:
+    """Look at files as the commit would hold them: git's filters may have changed what the disk has.
+
+    Raises: DataError naming the lines that look like a secret and that HEAD has not.
+    """
     found = []
     for name in names:
-        path = repository / name
-        if path.is_symlink() or not path.is_file():
-            continue
-        if secret_name(name):
-            found.append(f"{_printable(name)} (by its name)")
-            continue
-        before = git(repository, "cat-file", "blob", f"HEAD:{name}").encode("utf-8", "surrogateescape")
-        known = {one.text for one in secrets_in(before)}
-        new = [one for one in secrets_in(path.read_bytes()) if one.text not in known]
+        known = {one.text for one in secrets_in(_blob(repository, "HEAD", name))}
+        new = [one for one in secrets_in(_blob(repository, tree, name)) if one.text not in known]
         found += [f"{_printable(name)}:{one.line} ({one.kind})" for one in new]
     if found:
-        raise DataError(
-            f"an uncommitted edit must hold no secret, for a run keeps it in a commit, and {_listed(found)} looks like "
-            "one: read it from the environment or from an ignored file, or, if it is none, commit the edit yourself"
-        )
+        raise DataError(_REFUSED.format(_listed(found)))
+
+
+_REFUSED = (
+    "an uncommitted edit must hold no secret, for a run keeps it in a commit, and {} looks like one: read it from the "
+    "environment or from an ignored file, or, if it is none, commit the edit yourself"
+)
+
+
+def _blob(repository: Path, tree: str, name: str) -> bytes:
+    """A file's bytes in a tree, a link's target; empty where there is none, or another repository."""
+    listed = git(repository, "ls-tree", "-z", tree, "--", f":(top,literal){name}")
+    _, kind, blob = listed.partition("\t")[0].split(" ") if listed else ("", "", "")
+    return git(repository, "cat-file", "blob", blob).encode("utf-8", "surrogateescape") if kind == "blob" else b""
 
 
 class _Inside:
@@ -192,10 +228,15 @@ class _Inside:
         """Whether the dataset's folder holds this file."""
         return self._dataset is not None and any(self._is_dataset(place) for place in PurePosixPath(name).parents[:-1])
 
-    def is_link_out(self, name: str) -> bool:
-        """Whether the file is a link to a place outside the checkout."""
+    def why_no_edit(self, name: str) -> str:
+        """Why what stands in a tracked file's place stays behind; empty where it may go along."""
         path = self._repository / name
-        return path.is_symlink() and not path.resolve().is_relative_to(self._real)
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            target = Path(os.path.realpath(path))  # where links go in a circle, one of them
+            out = os.path.isabs(os.readlink(path)) or target.is_symlink() or not target.is_relative_to(self._real)
+            return "a link that leads out of the checkout" if out else ""
+        return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "no plain file"
 
     def is_behind_link(self, name: str) -> bool:
         """Whether a folder on the way to the file is a link."""
