@@ -10,6 +10,7 @@ from mlx_tasks.data.imagefolder import read_folder
 from mlx_tasks.data.quarantine import Refused, summarise
 from mlx_tasks.data.reasons import Refusal
 from mlx_tasks.data.text import clean_caption
+from mlx_tasks.errors import DataError
 
 
 def lines(folder, *names: str, text: str | bytes = "") -> str:
@@ -31,6 +32,9 @@ def lines(folder, *names: str, text: str | bytes = "") -> str:
         (["images/1.png", "captions/1.txt"], "beside no image of their name (captions/1.txt, ...)"),
         (["Images/1.jpg", "captions.txt"], "rows about many images are a .csv, .tsv, .jsonl or .parquet"),
         (["1.png", "1.txt", "2.png", "2.txt"], "2 caption files without text: no image has a caption"),
+        (["a/1.png", "a/1_mask.png", "b/1.png", "b/1_mask_1.png"], "2 images beside the one that its name is made of"),
+        (["cat/1.png", "dog/1.png", "dog/thumbs/1.png"], "1 class named thumbs: that looks like where images lie"),
+        (["1.png", "metadata.jsonl"], "metadata.jsonl, which is not read: it has no rows"),
         (["cat/1", "cat/2", "dog/3.png"], "2 without an extension (as .png)"),
     ],
 )
@@ -73,6 +77,31 @@ def test_a_caption_in_another_encoding_is_named_with_its_picture(tmp_path):
 def test_folders_that_systems_make_hold_no_pictures(tmp_path, system):
     said = lines(tmp_path, "cat/1.png", "dog/1.png", f"cat/{system}/1.png/thumb.jpg", f"{system}/2.png")
     assert "2 images, 2 classes by the folders' names: cat 1, dog 1" in said and "passed over: 2 hidden" in said
+
+
+SETTINGS = "a cat,\nasleep\nNegative prompt: ugly,\nblurred\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        (SETTINGS, "a cat, asleep"),
+        ("a cat\nSteps: 20, Sampler: Euler a", "a cat"),
+        ("Steps: 5 minutes, of walking", "Steps: 5 minutes, of walking"),
+    ],
+)
+def test_of_an_image_programs_settings_the_prompt_alone_is_the_caption(tmp_path, text, caption):
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert {one.caption for one in read_folder(tmp_path, 0).candidates} == {caption}
+
+
+def test_an_archive_is_to_be_unpacked_and_an_empty_table_moved_out(tmp_path):
+    with pytest.raises(DataError, match=r"It holds 1 \.zip\. Unpack the archives\."):
+        lines(tmp_path, "photos.zip")
+    with pytest.raises(DataError, match=r"metadata\.csv is empty: it must have a column file_name"):
+        lines(tmp_path, "1.png", "metadata.csv")
 
 
 def test_an_empty_class_folder_is_said(tmp_path):

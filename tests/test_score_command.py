@@ -135,6 +135,31 @@ def test_what_cannot_be_scored_is_refused_by_name(folders, capsys, make, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--count", 0, "--count must be at least 2, got 0"),
+        ("--count", -3, "--count must be at least 2, got -3"),
+        ("--resolution", 0, "--resolution must be at least 1, got 0"),
+        ("--batch", 0, "--batch must be at least 1, got 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_the_rule(folders, capsys, option, value, said):
+    assert main(["score", str(folders / "drawn"), "--against", str(folders / "real.npy"), option, str(value)]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_passed_over_and_what_was_asked_in_vain_is_told(folders, capsys):
+    (folders / "drawn" / "0" / "notes.txt").write_text("x")
+    told = scored(capsys, folders / "drawn", "--against", folders / "real.npy", "--count", 1000)
+    assert f"passed over in {folders / 'drawn'}: 1 .txt" in told["notes"]
+    assert f"{folders / 'drawn'} has 200 images, fewer than --count 1000: all are taken" in told["notes"]
+    (folders / "phone").mkdir()
+    (folders / "phone" / "1.mov").write_bytes(b"x")
+    assert main(["score", str(folders / "phone"), "--against", str(folders / "real.npy")]) != 0
+    assert "has 0 image(s): a score needs at least 2. passed over in" in capsys.readouterr().err
+
+
 def test_extractors_without_weights_or_of_unknown_names_are_errors(folders, capsys, monkeypatch):
     monkeypatch.delenv("MLX_TASKS_WEIGHTS", raising=False)
     against = ["--against", str(folders / "real.npy")]

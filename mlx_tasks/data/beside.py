@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections import Counter
+from itertools import takewhile
 
 from mlx_tasks.data.tree import Tree
 
@@ -17,6 +18,15 @@ LEAST_SHARE = 0.1
 _LONG, _NO_TEXT = f"over {MAX_BYTES >> 10} KB", "whose bytes are no UTF-8 text"
 _OF_BOXES = "of boxes, a class and numbers a line"
 _BOXES = re.compile(r"\d+(\s+-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?){4,}")
+_SETTINGS = re.compile(r"Steps: \d+, \w")
+_AFTER_PROMPT = re.compile(r"Negative prompt:|Steps: \d+, \w")
+"""Lines of the text that Stable Diffusion's web interfaces write beside a picture; the prompt stands before them."""
+
+
+def _prompt(lines: list[str]) -> list[str]:
+    """The prompt of such a text, one caption whatever lines it has."""
+    prompt = " ".join(takewhile(lambda line: not _AFTER_PROMPT.match(line), lines))
+    return [prompt] if prompt else []
 
 
 class Beside:
@@ -57,6 +67,8 @@ class Beside:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines and all(_BOXES.fullmatch(line) for line in lines):
             return self._unlike(path, _OF_BOXES)
+        if any(_SETTINGS.match(line) for line in lines):
+            lines = _prompt(lines)
         self.read[file.suffix if lines else "empty"] += 1
         return lines
 

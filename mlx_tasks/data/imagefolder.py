@@ -20,6 +20,8 @@ from mlx_tasks.data.told import counts
 from mlx_tasks.data.tree import EXTENSIONS, read_tree
 from mlx_tasks.errors import DataError
 
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2"})
+
 
 def read_folder(folder: Path, seed: int, max_uncaptioned: float = 0.2) -> Source:
     """The pictures under a folder, sorted by path, with what files beside them and folder names say of them.
@@ -36,6 +38,7 @@ def read_folder(folder: Path, seed: int, max_uncaptioned: float = 0.2) -> Source
     metadata = read_metadata(tree)
     if not tree.paths and not metadata.lost and not tree.refused:
         there = f" It holds {counts(tree.passed_over)}." if tree.passed_over else ""
+        there += " Unpack the archives." if not _ARCHIVES.isdisjoint(tree.passed_over) else ""
         kinds = " ".join(sorted(EXTENSIONS))
         raise DataError(
             f"{folder} holds no image files: put images there, in class folders or beside a metadata file ({kinds})."

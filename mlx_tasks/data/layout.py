@@ -22,7 +22,7 @@ _FILLERS = _PLACES | frozenset("pictures pics photos data dataset set split jpg 
 """Words that a split's folder has beside its name: train_images, test set."""
 _NO_CLASSES = frozenset(
     "mask masks trimap trimaps label labels annotation annotations segmentation segmentations segmentationclass"
-    " segmentationobject groundtruth bbox bboxes thumbnails metadata captions".split()
+    " segmentationobject groundtruth bbox bboxes thumbnail thumbnails thumb thumbs metadata captions".split()
 )
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WITH_FILLER = re.compile(f"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(set|data|images?|imgs?)?")

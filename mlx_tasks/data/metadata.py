@@ -70,7 +70,11 @@ def read_metadata(tree: Tree) -> Metadata:
         if len(there) > 1:
             raise DataError(f"{tree.folder / folder} holds both {' and '.join(there)}: keep one")
     for name in official:
-        _join(told, _read(tree, name, names))
+        table = _read(tree, name, names)
+        if table.rows or table.lost:
+            _join(told, table)
+        else:
+            told.ignored[posix(name)] = "it has no rows"
     if official:
         told.ignored.update((name, f"{posix(official[0])} is read") for name in others)
         return told

@@ -17,6 +17,9 @@ from mlx_tasks.data.tree import NOT_READ, Tree
 _ABSENT = frozenset({"nan", "none", "null", "n/a", "na", "nat", "<na>"})
 """How programs write a value that is absent."""
 
+_OF_ANOTHER = re.compile(r"[-_ ](masks?|seg|segmentation|trimap|depth|thumb|thumbnail|gt|label)(_\d+)?\.\w+$", re.I)
+"""What follows the name of a picture in that of its mask."""
+
 LEAST_LIKE_A_CLASS = 5
 """Images whose names begin alike, for each of such beginnings, before those look like classes."""
 
@@ -29,6 +32,7 @@ def odd_lines(tree: Tree, metadata: Metadata, listing: Listing, labels: Counter[
     yield from _captions(listing)
     if not labels and not listing.captions.sizes().any():
         yield from _named_like_classes(tree.paths)
+    yield from _named_like_masks(tree.paths)
     yield from _not_read(tree)
     if metadata.lost:
         first = next(iter(metadata.lost.values()))[1]
@@ -77,6 +81,17 @@ def _named_like_classes(paths: list[str]) -> Iterator[str]:
     if few and all(re.search(r"[^\W\d_]", name) for name in begins):
         some_of = some([f"{name} {count}" for name, count in begins.most_common()])
         yield f"file names that begin alike ({some_of}): if those are classes, put each into a folder of its name"
+
+
+def _named_like_masks(paths: list[str]) -> Iterator[str]:
+    """Whether pictures lie beside pictures that they say something of: `1_mask.png` beside `1.png`."""
+    like = [path for path in paths if _OF_ANOTHER.search(path)]
+    if like:
+        stems = {os.path.splitext(path)[0] for path in paths}
+        like = [path for path in like if _OF_ANOTHER.sub("", path) in stems]
+    if like:
+        named = counted(len(like), "image")
+        yield f"{named} beside the one that its name is made of ({some(like, 2)}): masks and the like belong out"
 
 
 def _not_read(tree: Tree) -> Iterator[str]:

@@ -162,6 +162,8 @@ def _used(path: Path, names: tuple[str, ...]) -> list[str]:
     """The columns that are read.  Raises: DataError where none names the picture."""
     columns = columns_of(names)
     if columns.file is None:
+        if not names:
+            raise DataError(f"{path} is empty: it must have a column file_name, or be moved out")
         raise DataError(
             f"{path} must have a column file_name; it has {list(names)!s:.200} (the first row names the columns)"
         )

@@ -37,12 +37,15 @@ def add_commands(commands: Any) -> None:
 
 def _score(arguments: argparse.Namespace) -> int:
     from mlx_tasks import hardware
+    from mlx_tasks.errors import DataError
 
     hardware.prepare()
     from mlx_tasks.metrics.image_files import ImageFiles
     from mlx_tasks.metrics.moments import Moments
     from mlx_tasks.metrics.score_sets import Extracted, extract, score_sets
 
+    if arguments.batch < 1:
+        raise DataError(f"--batch must be at least 1, got {arguments.batch}")
     options = (arguments.resolution, arguments.count, arguments.seed, arguments.skip_broken)
     generated = ImageFiles(arguments.images, *options)
     saved = (arguments.against / "moments.json").is_file()
@@ -58,6 +61,7 @@ def _score(arguments: argparse.Namespace) -> int:
         held.moments.save(arguments.save_statistics)
     scores, notes = score_sets(drawn, held, extractor.name.split("_")[0], arguments.seed)
     for one in (generated, real):
+        notes += one.notes if one is not None else []
         if one is not None and one.broken:
             names = ", ".join(list(one.broken)[:5])
             notes.append(f"{len(one.broken)} files of {one.path} do not decode and were left out: {names}")

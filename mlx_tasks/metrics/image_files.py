@@ -17,7 +17,8 @@ from mlx_tasks.data.layout import read_layout
 from mlx_tasks.data.listing import Candidate
 from mlx_tasks.data.reasons import Refusal
 from mlx_tasks.data.subset import drawn_subset
-from mlx_tasks.data.tree import read_tree
+from mlx_tasks.data.told import counts, escaped
+from mlx_tasks.data.tree import Tree, read_tree
 from mlx_tasks.errors import DataError
 
 _RULES = Rules(min_side=1, max_pixels=Data().max_pixels, max_aspect_ratio=float(Data().max_pixels))
@@ -35,6 +36,7 @@ class ImageFiles:
         seed: of that draw.
         skip_broken: leave out what does not decode instead of failing.
         broken: files that did not decode, with the reason, filled while reading.
+        notes: what lies in the folder and is not scored, and what was asked for and is not there.
     """
 
     path: Path
@@ -43,20 +45,32 @@ class ImageFiles:
     seed: int = 0
     skip_broken: bool = False
     broken: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.path.is_dir():
-            self._candidates = _listed(self.path)
+            tree = read_tree(self.path)
+            self._candidates = _listed(tree)
+            if tree.passed_over:
+                self.notes.append(f"passed over in {escaped(str(self.path))}: {escaped(counts(tree.passed_over))}")
         elif self.path.suffix == ".npy" and self.path.is_file():
             self._candidates = _rows(self.path)
         else:
             raise DataError(f"{self.path} is neither a folder of images nor a .npy file")
+        for option, least in (("resolution", 1), ("count", 2)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise DataError(f"--{option} must be at least {least}, got {value}")
+        if len(self) < 2:
+            raise DataError(
+                f"{self.path} has {len(self)} image(s): a score needs at least 2. {' '.join(self.notes)}".rstrip()
+            )
         if self.count is not None:
+            if self.count > len(self):
+                self.notes.append(f"{self.path} has {len(self)} images, fewer than --count {self.count}: all are taken")
             names, classes = zip(*((one.path, one.label) for one in self._candidates), strict=True)
             chosen = drawn_subset(names, classes, self.count, self.seed)
             self._candidates = [self._candidates[place] for place in chosen]
-        if len(self) < 2:
-            raise DataError(f"{self.path} has {len(self)} image(s): a score needs at least 2")
 
     def __len__(self) -> int:
         return len(self._candidates)
@@ -111,12 +125,11 @@ def _pixels(candidate: Candidate, resolution: int | None) -> np.ndarray | str:
     return np.asarray(picture)
 
 
-def _listed(folder: Path) -> list[Candidate]:
-    """The folder's pictures in the order of their paths, with their class folders; what metadata says is not asked."""
-    tree = read_tree(folder)
+def _listed(tree: Tree) -> list[Candidate]:
+    """A folder's pictures in the order of their paths, with their class folders; what metadata says is not asked."""
     classes = read_layout(tree.paths).classes
     found = [
-        Candidate(path, folder / tree.file_name(path), label=classes.get(path.rpartition("/")[0]))
+        Candidate(path, tree.folder / tree.file_name(path), label=classes.get(path.rpartition("/")[0]))
         for path in tree.paths
     ]
     found += [Candidate(path, problem=problem) for path, problem in tree.refused.items()]
