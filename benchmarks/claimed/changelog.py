@@ -6,4 +6,3 @@ from claim import Page
 
 page = Page("CHANGELOG.md")
 page.given("files above 1 GiB are refused unread", "a limit: mlx_tasks/data")
-page.given("after 30 s instead of five minutes", "a setting of Airflow's heartbeats")
