@@ -40,7 +40,7 @@ rotate: ## new secrets for every part and every worker; copy the workers' new fi
 	@python3 include/compose/make_secrets.py --rotate
 	@docker compose up -d
 
-audit: setup ## look every locked package up among the known vulnerabilities (asks pypi.org; fails where one is known or cannot be asked)
+audit: setup ## look every locked package up among the known vulnerabilities (asks pypi.org)
 	@$(BIN)/uv tool run --from pip-audit==$(PIP_AUDIT) pip-audit --strict --requirement requirements.lock --disable-pip
 
 worker: setup ## make this machine a worker of the control plane that worker.env names

@@ -146,6 +146,11 @@ def test_a_link_leads_somewhere(page):
             assert not anchor or anchor in slugs(target), link
 
 
+def test_every_page_stands_in_the_list_of_pages():
+    listed = re.findall(r"\]\(([\w/]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} == set(listed) - {"methods/README.md"}
+
+
 def test_variables_on_pages_and_in_the_code_are_the_same():
     sources = [path for name in CODE for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.is_file()]
     sources = [path for path in sources if "__pycache__" not in path.parts and path.suffix not in (".png", ".parquet")]
