@@ -130,6 +130,15 @@ def test_a_file_on_a_page_is_there(page):
             assert (ROOT / name).exists() or module.exists() or name.endswith("-v0"), f"{name} in {text}"
 
 
+@per_page
+def test_a_file_of_code_named_shortly_is_somewhere(page):
+    folders = ("benchmarks", "dags", "include", "mlx_tasks", "plugins", "tests")
+    files = [f"/{path.relative_to(ROOT)}" for name in folders for path in (ROOT / name).rglob("*.*")]
+    for text in code_of(page):
+        for name in re.findall(r"(?<![\w./-])([\w/]+\.(?:css|js|py|sh))\b", text):
+            assert any(path.endswith(f"/{name}") for path in files), text
+
+
 def slugs(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
