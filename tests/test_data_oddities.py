@@ -79,6 +79,14 @@ def test_folders_that_systems_make_hold_no_pictures(tmp_path, system):
     assert "2 images, 2 classes by the folders' names: cat 1, dog 1" in said and "passed over: 2 hidden" in said
 
 
+def test_captions_that_are_one_text_are_told(tmp_path):
+    for number, text in enumerate(("sks", "sks", "sit")):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert "are one text" not in lines(tmp_path)
+    assert "all 3 captions are one text, 'sks': prompts will make no difference" in lines(tmp_path, "2.txt", text="sks")
+
+
 SETTINGS = "a cat,\nasleep\nNegative prompt: ugly,\nblurred\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1\n"
 
 
@@ -110,10 +118,10 @@ def test_an_empty_class_folder_is_said(tmp_path):
 
 
 def test_names_cannot_speak_to_the_terminal(tmp_path):
-    said = lines(tmp_path, "a\x1b[31m/1.png", "b\nc/1.png", "c/1.x\x1b[2J", "\x1b]0;t\x07.csv")
-    assert "\x1b" not in said and "\x07" not in said and r"\x1b[2j" in said
-    refused = [Refused(one, "bad_label", "", 0, 0) for one in read_folder(tmp_path, 0).candidates]
-    assert r"a\x1b[31m/1.png" in summarise(refused, 2)
+    said = lines(tmp_path, "\u202egnp.exe/1.png", "a\x1b[31m/1.png", "b\nc/1.png", "c/1.x\x1b[2J", "\x1b]0;t\x07.csv")
+    assert "\u202e" not in said and "\x1b" not in said and "\x07" not in said and r"\x1b[2j" in said
+    refused = [Refused(one, "bad_label", "why \x1b", 0, 0) for one in read_folder(tmp_path, 0).candidates]
+    assert r"a\x1b[31m/1.png" in summarise(refused, 2) and r"; the first: why \x1b" in summarise(refused, 2)
 
 
 @pytest.mark.parametrize("text", ["\u200b", "\u200b \ufeff\n", "\u202e", "\u00a0"])

@@ -139,6 +139,14 @@ def test_an_empty_held_out_split_is_an_error():
         assign_splits(members({"a": 3}), {"test": 0.4, "validation": 0.1}, 0)
 
 
+def test_an_empty_held_out_split_says_what_holds_the_images_in_train():
+    with pytest.raises(DataError, match="the test split is empty with 6 images, of which 6 are alone in their class"):
+        assign_splits(members(dict.fromkeys("abcdef", 1)), FRACTIONS, 0)
+    alike = [Member(f"a-{i}", "a", 0) for i in range(30)]
+    with pytest.raises(DataError, match="empty with 30 images, in 1 group of near duplicates: add images"):
+        assign_splits(alike, FRACTIONS, 0)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_columns_give_what_dicts_and_lists_give(seed):
     """Groups of all sizes that mix classes and given splits, equal keys, classes of one image."""

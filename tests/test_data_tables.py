@@ -84,6 +84,13 @@ def test_columns_that_are_not_read_are_named(tmp_path, kind):
     )
 
 
+def test_labels_that_are_lists_of_boxes_classes_are_named_as_not_read(tmp_path):
+    rows = '{"file_name": "1.png", "labels": [1, 2]}\n{"file_name": "2.png", "labels": [1]}\n{"file_name": "3.png"}\n'
+    source = read_folder(folder(tmp_path, "metadata.jsonl", rows), 0)
+    assert source.told.found[1] == "metadata.jsonl: rows about images, by the columns file_name"
+    assert source.told.passed_over[0].startswith("columns of metadata.jsonl that are not read: labels (labels are in")
+
+
 def test_pictures_inside_parquet_are_not_read_and_that_is_said_in_words(tmp_path):
     out = io.BytesIO()
     pd.DataFrame({"image": [{"bytes": b"\x89PNG", "path": "1.png"}], "text": ["a"]}).to_parquet(out)

@@ -121,7 +121,8 @@ def _read(tree: Tree, name: str, names: _Names) -> _Table:
         named = record.get(columns.file) if columns.file else None
         if not isinstance(named, str) or not named.strip():
             raise DataError(f"{place}: every row needs a file_name, text that names the image; got {named!r:.80}")
-        used = [columns.file, columns.label, *columns.captions]
+        label = columns.label if _may_be_label(columns.label, record) else None
+        used = [columns.file, label, *columns.captions]
         table.columns.update(dict.fromkeys(key for key in used if key))
         if len(table.unread) < MOST_UNREAD:
             table.unread.update(dict.fromkeys(key for key in keys_of(record) if key and key not in used))
@@ -132,15 +133,17 @@ def _read(tree: Tree, name: str, names: _Names) -> _Table:
         if problem:
             table.lost[target] = problem
         else:
-            table.rows[target] = _row(record, columns.label, columns.captions)
+            table.rows[target] = _row(record, label, columns.captions)
     return table
 
 
+def _may_be_label(column: str | None, record: dict[str, Any]) -> bool:
+    """Not `labels` of boxes and the like; but what is called label must be one."""
+    return column == "label" or (column is not None and isinstance(record.get(column), str | int | None))
+
+
 def _row(record: dict[str, Any], label: str | None, captions: tuple[str, ...]) -> Row:
-    said = record.get(label) if label else None
-    if label != "label" and not isinstance(said, str | int):
-        said = None  # `labels` of boxes and the like; what is called label must be one
-    return Row(said, next((record[key] for key in captions if record.get(key)), None))
+    return Row(record.get(label) if label else None, next((record[key] for key in captions if record.get(key)), None))
 
 
 def _join(told: Metadata, table: _Table) -> None:

@@ -30,6 +30,8 @@ def odd_lines(tree: Tree, metadata: Metadata, listing: Listing, labels: Counter[
         yield from _folders(labels)
     yield from _classes(labels)
     yield from _captions(listing)
+    if not labels:
+        yield from _one_caption(listing)
     if not labels and not listing.captions.sizes().any():
         yield from _named_like_classes(tree.paths)
     yield from _named_like_masks(tree.paths)
@@ -72,6 +74,16 @@ def _captions(listing: Listing) -> Iterator[str]:
     absent -= Counter({name: absent[name] for name in listing.labels.values if name})
     if absent:
         yield f"captions that read {some(sorted(absent))}, as programs write one that is absent: leave them empty"
+
+
+def _one_caption(listing: Listing) -> Iterator[str]:
+    """Whether all captions are one text, as a trigger word is."""
+    sizes = listing.captions.sizes()
+    if len(sizes) < 2 or sizes.min() != sizes.max() or not sizes[0]:
+        return
+    first = listing.captions[0]
+    if all(listing.captions[row] == first for row in range(1, len(sizes))):
+        yield f"all {len(sizes)} captions are one text, {first[:60]!r}: prompts will make no difference"
 
 
 def _named_like_classes(paths: list[str]) -> Iterator[str]:

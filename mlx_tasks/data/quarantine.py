@@ -82,10 +82,11 @@ def summarise(refused: list[Refused], total: int, shown: int = 3) -> str:
     """Lines of text: how many were refused for each reason, with a few of their paths."""
     lines = [f"{len(refused)} of {total} images were refused:"]
     for reason, count in count_by(one.reason for one in refused).items():
-        paths = [one.candidate.path for one in refused if one.reason == reason]
+        of_it = [one for one in refused if one.reason == reason]
+        paths = [one.candidate.path for one in of_it[:shown]]
         more = ", ..." if count > shown else ""
-        named = escaped(", ".join(paths[:shown]))
-        lines.append(f"  {count} {reason} ({REASONS[reason]}): {named}{more}")
+        first = f"; the first: {escaped(of_it[0].detail)[:200]}" if of_it[0].detail else ""
+        lines.append(f"  {count} {reason} ({REASONS[reason]}): {escaped(', '.join(paths))}{more}{first}")
     return "\n".join(lines)
 
 

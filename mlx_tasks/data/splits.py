@@ -182,14 +182,16 @@ def _check(members: Members, codes: np.ndarray) -> None:
     absent = sorted(members.names[stratum] for stratum in present - learned)
     if absent:
         raise DataError(
-            f"every class must be in train; {len(absent)} are only in the source's held-out folders "
-            f"({', '.join(map(repr, absent[:5]))}): move some of their images, or drop the split folders"
+            f"every class must be in train; only in the source's held-out folders: {len(absent)} "
+            f"({', '.join(map(repr, absent[:5]))}). Move some of their images, or drop the split folders"
         )
     for split in HELD_OUT:
         if not (codes == SPLITS.index(split)).any():
             single = int(np.count_nonzero(np.bincount(members.strata) == 1))
-            alone = f", of which {single} are alone in their class, and so in train" if single else ""
+            groups = len(np.unique(members.groups))
+            why = f", of which {single} are alone in their class, and so in train" if single else ""
+            why += f", in {groups} group{'s' * (groups != 1)} of near duplicates" if groups < len(codes) else ""
             raise DataError(
-                f"the {split} split is empty with {len(codes)} images{alone}: add images, raise data.{split}_fraction, "
+                f"the {split} split is empty with {len(codes)} images{why}: add images, raise data.{split}_fraction, "
                 "or remove near duplicates (data.duplicate_distance)"
             )

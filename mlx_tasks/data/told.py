@@ -30,8 +30,7 @@ class Told:
 def escaped(text: str) -> str:
     """The text with control characters, which a name may hold and a terminal would obey, as their escapes."""
     return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter
-        for letter in text
+        letter.encode("unicode_escape").decode() if _speaks_to_terminals(letter) else letter for letter in text
     )
 
 
@@ -49,3 +48,9 @@ def counts(numbers: Mapping[str, int], shown: int = 8) -> str:
     """`120 .txt, 3 hidden`, the most first."""
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     return some([f"{count} {name}" for name, count in ordered], shown)
+
+
+def _speaks_to_terminals(letter: str) -> bool:
+    """Control characters, line ends, and overrides of direction, by which a name shows as another."""
+    turns = unicodedata.bidirectional(letter) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return turns or unicodedata.category(letter) in ("Cc", "Zl", "Zp")

@@ -121,7 +121,8 @@ def _accept(context: StageContext, looked: _Looked) -> list[str]:
     if len(names) == 1:
         raise DataError(
             f"all {accepted} images are of one class, {names[0]!r}: a class-conditional model needs two. Add a class, "
-            "or put the images straight into the folder, without class folders, for a model without classes"
+            "or put the images straight into the folder, without class folders and without a column of labels, for a "
+            "model without classes"
         )
     return names
 
