@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import stand_ins
+from compose_bounds import doors_ask, services_are_bound
 from compose_plane import ONCE, PORTS, PROJECT, Plane, Worker, end
 from record import save
 
@@ -345,6 +346,8 @@ def main() -> None:
         step("bad secrets are refused", refuses_bad_secrets, plane)
         step("everything starts", starts, plane)
         step("ports", ports_are_on_loopback, plane)
+        step("limits", services_are_bound, plane)
+        step("doors", doors_ask, plane)
         step("images", images_are_light, plane)
         step("Airflow", airflow_is_whole, plane)
         step("Prometheus and Alertmanager", watch_is_connected, plane)
