@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import ssl
 from pathlib import Path
 
+import boto3
 import httpx
 import yaml
+from botocore.exceptions import ClientError
 from compose_plane import ONCE, PORTS, Plane
 
 NEEDED = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "SETGID": 6, "SETUID": 7}
@@ -49,18 +52,17 @@ def doors_ask(plane: Plane) -> str:
         "prometheus": ("admin", plane.secret("WATCH_PASSWORD")),
         "alertmanager": ("admin", plane.secret("WATCH_PASSWORD")),
     }
-    asked: dict[str, tuple[str, set[int]]] = {
-        "airflow": ("/api/v2/connections", {401}),
-        "workers": ("/api/v2/connections", {403}),
-        "mlflow": ("/api/2.0/mlflow/experiments/get?experiment_id=0", {401}),
-        "store": ("/artifacts", {403}),
-        "prometheus": ("/api/v1/targets", {401}),
-        "alertmanager": ("/api/v2/status", {401}),
+    asked = {
+        "airflow": ("/api/v2/connections", 401),
+        "workers": ("/api/v2/connections", 403),
+        "mlflow": ("/api/2.0/mlflow/experiments/get?experiment_id=0", 401),
+        "prometheus": ("/api/v1/targets", 401),
+        "alertmanager": ("/api/v2/status", 401),
     }
     for door, (path, refused) in asked.items():
         with plane.http(door) as client:
             client.auth = None
-            assert (said := client.get(path).status_code) in refused, (door, said)
+            assert (said := client.get(path).status_code) == refused, (door, said)
             assert client.get(path, headers={"Host": "rebound.example"}).status_code == 421, door
             assert client.get(path, headers={"Origin": "https://evil.example"}).status_code == 403, door
             if door in logins:
@@ -71,9 +73,25 @@ def doors_ask(plane: Plane) -> str:
         assert client.post("/auth/token", json=body).status_code == 401
     with plane.http("grafana") as client:
         client.get("/api/health").raise_for_status()
+    assert _store(plane, plane.secret("STORE_SECRET_KEY")) == 200
+    assert _store(plane, "not-the-secret") == 403
     try:
         httpx.get(f"https://127.0.0.1:{PORTS['mlflow']}/health", verify=ssl.create_default_context(), trust_env=False)
         raise AssertionError("a certificate of an authority that nobody knows was believed")
     except httpx.ConnectError:
         pass
-    return f"{len(asked)} doors refuse whom they should"
+    return f"{len(asked) + 1} doors refuse whom they should, and let in who has a login"
+
+
+def _store(plane: Plane, secret: str) -> int:
+    """What the store answers to MLflow's access key with this secret."""
+    authority = plane.folder / "authority.pem"
+    authority.write_bytes(base64.b64decode(plane.secret("TLS_AUTHORITY")))
+    client = boto3.client(
+        "s3", endpoint_url=f"https://127.0.0.1:{PORTS['store']}", verify=str(authority), region_name="us-east-1",
+        aws_access_key_id=plane.secret("STORE_ACCESS_KEY"), aws_secret_access_key=secret,
+    )  # fmt: skip
+    try:
+        return client.head_bucket(Bucket="artifacts")["ResponseMetadata"]["HTTPStatusCode"]
+    except ClientError as error:
+        return error.response["ResponseMetadata"]["HTTPStatusCode"]
