@@ -61,10 +61,9 @@ def doors_ask(plane: Plane) -> str:
     }
     for door, (path, refused) in asked.items():
         with plane.http(door) as client:
-            client.auth = None
-            assert (said := client.get(path).status_code) == refused, (door, said)
-            assert client.get(path, headers={"Host": "rebound.example"}).status_code == 421, door
-            assert client.get(path, headers={"Origin": "https://evil.example"}).status_code == 403, door
+            assert (said := client.get(path, auth=None).status_code) == refused, (door, said)
+            assert client.get(path, auth=None, headers={"Host": "rebound.example"}).status_code == 421, door
+            assert client.get(path, auth=None, headers={"Origin": "https://evil.example"}).status_code == 403, door
             if door in logins:
                 assert client.get(path, auth=("admin", "wrong")).status_code == 401, door
                 client.get(path, auth=logins[door]).raise_for_status()
