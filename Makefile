@@ -3,6 +3,8 @@
 PYTHON ?=
 PIP_AUDIT := 2.10.1
 BIN := .venv/bin
+# Asked for only where it is used. ADO_COMPOSE="docker-compose" where both are installed and the old one is meant.
+COMPOSE = $(or $(ADO_COMPOSE),$(shell docker compose version > /dev/null 2>&1 && echo docker compose || echo docker-compose))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo loop up follow down secrets lock-out rotate audit worker backup restore test fuzz check bench chaos trial lock clean
@@ -34,11 +36,11 @@ secrets: ## write .env of the control plane in containers; WORKER=mac2 [COMPUTES
 
 lock-out: ## a Mac was lost: make lock-out WORKER=mac2; what it held is worth nothing from then on
 	@python3 include/compose/make_secrets.py --remove "$(WORKER)"
-	@docker compose up -d
+	@$(COMPOSE) up -d
 
 rotate: ## new secrets for every part and every worker; copy the workers' new files to them
 	@python3 include/compose/make_secrets.py --rotate
-	@docker compose up -d
+	@$(COMPOSE) up -d
 
 audit: setup ## look every locked package up among the known vulnerabilities (asks pypi.org)
 	@$(BIN)/uv tool run --from pip-audit==$(PIP_AUDIT) pip-audit --strict --requirement requirements.lock --disable-pip

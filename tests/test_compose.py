@@ -193,6 +193,20 @@ def test_compose_itself_takes_the_file_and_refuses_a_missing_secret(command, rep
         assert done.returncode != 0 and "docs/control_plane.md" in done.stderr, secret
 
 
+@pytest.mark.parametrize(("answers", "expected"), [("0", "docker compose up -d"), ("1", "docker-compose up -d")])
+@pytest.mark.parametrize("target", [("lock-out", "WORKER=mac2"), ("rotate",)], ids=lambda target: target[0])
+def test_make_calls_the_compose_that_is_there(target, answers, expected, repository, tmp_path):
+    """A worker is locked out only once the services know of it: with Compose v1 too."""
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\nexit {answers}\n")
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    told = subprocess.run(
+        ["make", "-n", *target], cwd=repository, env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines()[-1] == expected
+
+
 @pytest.fixture(scope="module")
 def made(repository, tmp_path_factory):
     """What `make secrets` writes."""
