@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def load_config(root: Path, preset: str | None = None, overrides: dict[str, Any]
 
     Raises: DataError naming each key, the value received and the rule it breaks.
     """
+    if not os.path.lexists(root / "params.yaml"):
+        raise DataError(
+            f"{root} has no params.yaml: run this in the checkout or in a run's workspace, or name one by --root"
+        )
     tree = _read_yaml(root / "params.yaml")
     if preset:
         presets = {path.stem: path for path in (root / "include" / "presets").glob("*.yaml")}

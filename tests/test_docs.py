@@ -176,3 +176,8 @@ def test_a_key_of_the_params_exists(page):
         for branch, key in re.findall(r"(?<![\w./@-])([a-z]+)\.([a-z_]+)(?![\w.(/-])", text):
             if isinstance(params.get(branch), dict) and key not in ENDS:
                 assert key in params[branch] or f"{branch}.{key}" in GONE | ELSEWHERE, text
+
+
+def test_a_command_in_a_folder_without_params_says_where_to_run_it(tmp_path, capsys):
+    assert cli.main(["resolve", "--root", str(tmp_path)]) == 10
+    assert "has no params.yaml: run this in the checkout" in capsys.readouterr().err

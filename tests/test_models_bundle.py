@@ -88,8 +88,10 @@ def test_a_changed_or_missing_file_is_refused(tmp_path, file):
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(DataError, match="is no bundle"):
+    with pytest.raises(DataError, match=r"is no bundle: it has no digests\.json"):
         read_bundle(tmp_path)
+    with pytest.raises(DataError, match="is no bundle: there is no such folder"):
+        read_bundle(tmp_path / "nothing")
 
 
 def test_a_refused_bundle_leaves_the_old_one(tmp_path):

@@ -117,7 +117,7 @@ def test_an_unknown_key_in_params_is_bad_input_and_is_named(repository, env):
     finally:
         params.write_text(before)
     assert process.returncode == ExitCode.BAD_INPUT
-    assert "surprise: Extra inputs are not permitted" in output
+    assert "surprise: there is no such key" in output
     assert "surprise" in json.loads((repository / ".run/stages/validate.json").read_text())["message"]
 
 

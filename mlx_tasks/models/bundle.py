@@ -87,7 +87,8 @@ def read_bundle(folder: Path) -> Bundle:
     Raises: DataError as `load_unet`, and where a file is missing or the parts do not fit each other.
     """
     if not (folder / DIGESTS).is_file():
-        raise DataError(f"{folder} is no bundle: it has no {DIGESTS}; a bare diffusers folder is read by load_unet")
+        lacks = f"it has no {DIGESTS}; a bare diffusers folder is read by load_unet"
+        raise DataError(f"{folder} is no bundle: {lacks if folder.is_dir() else 'there is no such folder'}")
     check_digests(folder)
     scheduler = read_mapping(folder / "scheduler" / "scheduler_config.json", infinite=True)
     schedule = NoiseSchedule.from_config(scheduler)

@@ -87,13 +87,13 @@ def _state() -> Path:
     return Path(os.environ.get(STATE_VARIABLE) or Path.cwd() / ".state") / "serving"
 
 
-def _registry() -> Registry:
+def _registry(instead: str = "") -> Registry:
     from mlx_tasks.registry.mlflow_registry import Registry
     from mlx_tasks.tracking.rest import URI_VARIABLE, tracking_uri
 
     uri = tracking_uri()
     if uri is None:
-        raise DataError(f"--model needs {URI_VARIABLE}: set it to the MLflow server's address, or give --bundle")
+        raise DataError(f"--model needs {URI_VARIABLE}: set it to the MLflow server's address{instead}")
     return Registry(uri)
 
 
@@ -104,7 +104,7 @@ def open_source(arguments: argparse.Namespace) -> Iterator[tuple[Path, str, str,
         folder = arguments.bundle.resolve()
         yield folder, folder.name, "", None
         return
-    registry = _registry()
+    registry = _registry(", or give --bundle")
     version = registry.resolve(arguments.model)
     with tempfile.TemporaryDirectory(prefix="mlx-tasks-") as place:
         yield registry.download(version, Path(place)), version.name, version.version, version
