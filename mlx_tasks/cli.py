@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
+import io
 import os
+import select
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlx_tasks.catalog import STAGES
-from mlx_tasks.errors import ExitCode, StageError
+from mlx_tasks.errors import DataError, ExitCode, StageError
 
 COMMAND_MODULES = (
     "mlx_tasks.workspace.commands",
@@ -31,18 +35,64 @@ COMMAND_MODULES = (
 """Modules with `add_commands(subparsers)`, each light to import; a command's own work is imported when it runs."""
 
 
+_DISK = {
+    errno.ENOSPC: (ExitCode.UNAVAILABLE, "make room on the disk (`mlx-tasks clean`), then again"),
+    errno.EDQUOT: (ExitCode.UNAVAILABLE, "make room in your quota (`mlx-tasks clean`), then again"),
+    errno.EROFS: (ExitCode.BAD_INPUT, "the disk may only be read: name a folder that may be written by ADO_STATE"),
+    errno.EACCES: (ExitCode.BAD_INPUT, "it is not yours to read or write: mend its rights, or name another place"),
+    errno.EPERM: (ExitCode.BAD_INPUT, "it is not yours to change: mend its rights, or name another place"),
+}
+"""What a disk refuses -> the kind of end, and what helps."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says what kind of end it was (mlx_tasks/errors.py)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding must not end a command
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    finally:
+        _let_go(sys.stdout)
+
+
+def _is_cut(stream: TextIO) -> bool:
+    """Whether nobody reads a pipe any more."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _let_go(stream: TextIO) -> None:
+    """Write out what a stream holds; where nobody takes it, it goes nowhere instead of ending Python in a trace."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         if os.environ.get("ADO_AUTHORITY"):
             from mlx_tasks.trust import believe
 
             believe(os.environ)
-        return arguments.command(arguments)
+        code = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
     except StageError as error:
         print(f"mlx-tasks: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_cut(sys.stdout):  # `| head` has seen enough
+            return 128 + signal.SIGPIPE
+        if error.errno not in _DISK:
+            raise
+        code, remedy = _DISK[error.errno]
+        place = f": {error.filename}" if error.filename else ""
+        print(f"mlx-tasks: {error.strerror}{place}: {remedy}", file=sys.stderr)
+        return int(code)
     except KeyboardInterrupt:
         print("mlx-tasks: interrupted", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
@@ -95,6 +145,8 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 def _run_stage(arguments: argparse.Namespace) -> int:
     from mlx_tasks.stages.process import run_stage
 
+    if not (arguments.root / "params.yaml").is_file():  # before anything is written where nothing of ours is
+        raise DataError(f"{arguments.root.resolve()} has no params.yaml: go to a workspace, or name it with --root")
     values = {name: getattr(arguments, name) for name in arguments.stage.arguments}
     return run_stage(arguments.stage, arguments.root, values)
 

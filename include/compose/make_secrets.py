@@ -152,7 +152,7 @@ def _certify(values: dict[str, str], given: argparse.Namespace) -> None:
 
 def _workers(values: dict[str, str], given: argparse.Namespace) -> list[str]:
     """Change whom the control plane knows; what to tell."""
-    if given.remove:
+    if given.remove is not None:
         if not workers.remove(values, given.remove):
             known = ", ".join(workers.names(values)) or "nobody"
             raise SystemExit(f"there is no worker {given.remove!r}: the control plane knows {known}")

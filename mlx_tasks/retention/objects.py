@@ -113,7 +113,11 @@ def needed(
     folders = [places.repository, *places.workspaces.glob("*"), *(places.state / "reproduced").glob("*")]
     for path in (folder / LOCK_FILE for folder in folders if folder not in gone):
         if path.is_file():
-            entries += _entries(path.read_text(encoding="utf-8"))
+            try:
+                entries += _entries(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, AttributeError, yaml.YAMLError):
+                told.why = f"{path} cannot be read, so that nobody knows what it names: mend it, or remove its folder"
+                return told
     for entry in entries:
         told.records.add(entry_digest(entry))
         told.hashes |= {str(out["md5"]) for out in entry.get("outs", []) if out.get("md5")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ REMOTE_COPY = "refs/mlx-tasks/clean"
 """Where the remote's branches of runs are looked at; gone when `clean` ends."""
 DEAD_AFTER_S = 30 * 86400.0
 """A run that MLflow calls running and that nobody has touched for this long is at work no more."""
+
+
+OURS = re.compile(r"-[0-9a-f]{8}$")
+"""How the name of every run of the chain ends (workspace/paths.py)."""
+FOREIGN = "not of the chain"
 
 
 @dataclass
@@ -56,7 +62,7 @@ def known_runs(
             run = runs.setdefault(slug, KnownRun(slug))
             setattr(run, key, commit)
             run.last = max(run.last, when)
-    for folder in places.workspaces.glob("*"):
+    for folder in _folders(places.workspaces):
         run = runs.setdefault(folder.name, KnownRun(folder.name))
         run.last = max(run.last, *_times(folder))
     running = {run_slug(one["name"]): one for one in tracked if one["name"] and one["status"] == "RUNNING"}
@@ -67,6 +73,8 @@ def known_runs(
         run.at_work = _is_held(places, run.slug) or fresh > min(before, time.time() - DEAD_AFTER_S)
         if run.at_work:
             run.why = "at work"
+        elif not OURS.search(run.slug):
+            run.why = FOREIGN
         elif run.slug in names:
             run.why = f"registered ({names[run.slug]})"
         elif run.last > before:
@@ -79,11 +87,12 @@ def known_runs(
 def workspaces(places: Places, runs: dict[str, KnownRun], before: float) -> Area:
     """Folders of runs: copies of what the branch and the store have, so that a registered run's go too."""
     area = Area("workspaces")
-    for folder in sorted(places.workspaces.glob("*")):
+    for folder in _folders(places.workspaces):
         run = runs[folder.name]
-        why = "at work" if run.at_work else "young" if run.last > before else ""
+        foreign = FOREIGN if run.why == FOREIGN else ""
+        why = "at work" if run.at_work else "young" if run.last > before else foreign
         area.sort(Item(str(folder), _size(folder), _Worktree(places, folder, run.slug)), why)
-    for folder in sorted((places.state / "reproduced").glob("*")):
+    for folder in _folders(places.state / "reproduced"):
         why = "young" if max(_times(folder)) > before else ""
         area.sort(Item(str(folder), _size(folder), _Worktree(places, folder, folder.name)), why)
     return area
@@ -160,6 +169,11 @@ def _is_held(places: Places, slug: str) -> bool:
             return False
     except BusyError:
         return True
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in a folder; neither files, such as a Finder leaves, nor links to what is elsewhere."""
+    return sorted(path for path in place.glob("*") if path.is_dir() and not path.is_symlink())
 
 
 def _times(folder: Path) -> list[float]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mlx_tasks.errors import DataError
 from mlx_tasks.form import form_of
 
 
@@ -35,24 +36,40 @@ def add_commands(commands: Any) -> None:
         commands.choices[name].add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
 
 
+def _checkout(root: Path) -> Path:
+    """The folder, if it is a checkout of this project: a stack elsewhere would wait for a DAG that never comes.
+
+    Raises: DataError.
+    """
+    if not (root / "dags" / "optimize_diffusion.py").is_file():
+        raise DataError(
+            f"{root.resolve()} is no checkout of this project, for it has no dags/optimize_diffusion.py: go to yours, "
+            "or name it with --root"
+        )
+    return root
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from mlx_tasks.stack.demo import demo
 
+    _checkout(arguments.root)
     conf = {"preset": arguments.preset, **form_of(arguments.root, arguments.set)}
     return demo(arguments.root, conf, plain=arguments.plain)
 
 
 def _loop(arguments: argparse.Namespace) -> int:
+    from mlx_tasks.serving.drill import parse_drill
     from mlx_tasks.stack.loop import loop
 
-    return loop(arguments.root, arguments.model, arguments.damage)
+    parse_drill(arguments.damage)
+    return loop(_checkout(arguments.root), arguments.model, arguments.damage)
 
 
 def _secret(arguments: argparse.Namespace) -> int:
     from mlx_tasks.stack.layout import Layout
     from mlx_tasks.stack.secrets import load_secrets
 
-    print(load_secrets(Layout.of(arguments.root).state)[arguments.name])
+    print(load_secrets(Layout.of(_checkout(arguments.root)).state)[arguments.name])
     return 0
 
 
@@ -65,7 +82,7 @@ def _follow(arguments: argparse.Namespace) -> int:
 def _up(arguments: argparse.Namespace) -> int:
     from mlx_tasks.stack.demo import up
 
-    return up(arguments.root)
+    return up(_checkout(arguments.root))
 
 
 def _down(arguments: argparse.Namespace) -> int:

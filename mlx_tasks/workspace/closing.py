@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx_tasks.errors import BusyError
 from mlx_tasks.files import read_json
@@ -35,7 +36,17 @@ def close_run(places: Places, run: Run, locks: dict[str, outs.LockEntry], succee
 def list_workspaces(places: Places) -> list[Run]:
     """The runs that have a workspace on this machine, newest first."""
     markers = sorted(places.workspaces.glob("*/.run/run.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [read_json(marker) for marker in markers]
+    return [run for marker in markers if (run := _read(marker))]
+
+
+def _read(marker: Path) -> Run | None:
+    """What a workspace says of its run; None where that is no marker of ours, or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        run: Any = read_json(marker)
+        if isinstance(run, dict) and run.get("slug") == marker.parent.parent.name:
+            return cast("Run", run)
+    logger.warning("workspace=%s marker=damaged: passed over", marker.parent.parent)
+    return None
 
 
 def prune_workspaces(places: Places, keep: int) -> list[Path]:

@@ -78,6 +78,8 @@ def _workspaces(arguments: argparse.Namespace) -> int:
 
     places = Places.from_environment()
     if arguments.prune is not None:
+        if arguments.prune < 0:
+            raise DataError(f"--prune takes how many workspaces to keep, 0 or more, got {arguments.prune}")
         for path in prune_workspaces(places, arguments.prune):
             print(f"removed {path}")
     for run in list_workspaces(places):

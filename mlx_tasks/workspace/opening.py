@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 from mlx_tasks.config import Config
 from mlx_tasks.errors import DataError, UnavailableError
 from mlx_tasks.files import atomic_write_text, read_json, write_json
-from mlx_tasks.form import resolve
+from mlx_tasks.form import overrides, resolve
 from mlx_tasks.locks import held
 from mlx_tasks.params import write_params
 from mlx_tasks.registry.model_name import with_model_name
@@ -61,6 +61,11 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
         marker = _marker(path)
         if marker.exists():
             return read_json(marker)
+        if form.get("begin_with") and not form.get("start_from") and not form.get("alerts"):
+            raise DataError(
+                f"begin_with names the version that a run begins again from, got {form['begin_with']!r:.80}: say at "
+                "which stage by start_from, or leave it out for the whole chain"
+            )
         form = with_alerts(form)
         config = with_model_name(resolve(places.repository, form), places.repository)
         git.check_checkout(places.repository)
@@ -73,6 +78,8 @@ def open_run(places: Places, run_id: str, form: dict[str, Any]) -> Run:
             taken = lineage(places, model, stage)
             config, commit = taken.config, taken.commit
             notes.append(f"begins again at {stage}, with code, params and all before it from {taken.uri}")
+            if unused := sorted(overrides(form)):
+                notes.append(f"not used, for the params are those of {taken.uri}: {', '.join(unused)} of the form")
         _check_params(config)
         run = _make(places, run_id, config, path, commit, notes)
         run["mlflow_parent"], run["mlflow_url"] = start_parent(run_id, _tags(run, reason))
