@@ -119,8 +119,9 @@ def test_a_lost_mac_is_locked_out_alone(folder, tmp_path):
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"WORKER_KEYS", "WORKER_LOGINS", "WORKER_STORE_KEYS", "STORE_IDENTITIES", "AIRFLOW_SIGNING_KEY"}
     assert (tmp_path / "worker-mac1.env").read_text() == mac1  # the others' files are as good as before
-    with pytest.raises(AssertionError, match="there is no worker 'mac2': the control plane knows mac1"):
-        make_secrets(tmp_path, "--remove", "mac2")
+    for name in ("mac2", ""):  # `make lock-out` without WORKER
+        with pytest.raises(AssertionError, match=f"there is no worker '{name}': the control plane knows mac1"):
+            make_secrets(tmp_path, "--remove", name)
 
 
 def test_rotating_leaves_no_secret_as_it_was_but_those_of_what_is_stored(folder, tmp_path):
