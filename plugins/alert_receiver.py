@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import time
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 
 from alert_runs import Outside, Waiting, start_run
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "/alerts"
 TOKEN_VARIABLE, SECRET_VARIABLE = "ADO_ALERT_TOKEN", "ADO_ALERT_SECRET"
@@ -34,6 +37,7 @@ SIGNATURES = {
 }
 """Headers with the hex HMAC-SHA256 of `timestamp:body`, and with the timestamp (Unix seconds)."""
 SUGGESTIONS = ("tune", "distill", "train", "validate")
+ASKED = f"(by the label redo or the suggestion: {', '.join(SUGGESTIONS)})"
 SHOWN = 300
 """Characters of an answer's reason."""
 
@@ -68,12 +72,13 @@ def prometheus_alerts(payload: dict[str, Any]) -> list[Outside]:
 
     Raises: ValueError for another shape.
     """
-    found = []
+    found, unknown = [], []
     for one in _listed(payload):
         if one.get("status", payload.get("status")) != "firing":
             continue
         labels, notes = dict(one.get("labels") or {}), dict(one.get("annotations") or {})
         if labels.get("redo") not in SUGGESTIONS:
+            unknown += [labels["redo"]] if labels.get("redo") else []
             continue
         found.append(
             Outside(
@@ -82,11 +87,14 @@ def prometheus_alerts(payload: dict[str, Any]) -> list[Outside]:
                 limit=_number(notes.get("limit")),
                 message=_text(notes.get("summary") or notes.get("description") or labels.get("alertname"), 500),
                 suggestion=labels["redo"],
-                fingerprint=_text(one.get("fingerprint") or _digest(labels), 64),
+                fingerprint=_fingerprint(one.get("fingerprint"), labels),
                 began=_text(one.get("startsAt"), 64),
                 window=_text(notes.get("window"), 100),
             )
         )
+    if unknown:
+        known = ", ".join(SUGGESTIONS)
+        logger.warning("alerts=passed-over count=%d redo=%.80r: must be one of %s", len(unknown), unknown[0], known)
     return found
 
 
@@ -109,7 +117,7 @@ def generic_alerts(payload: dict[str, Any]) -> list[Outside]:
                 limit=_number(one.get("limit")),
                 message=_text(one["message"], 500),
                 suggestion=one["suggestion"],
-                fingerprint=_text(one.get("fingerprint") or _digest([one["metric"], one.get("model", "")]), 64),
+                fingerprint=_fingerprint(one.get("fingerprint"), [one["metric"], one.get("model", "")]),
                 began=_text(one.get("began"), 64),
                 window=_text(one.get("window"), 100),
             )
@@ -132,7 +140,7 @@ async def _receive(request: Request, read: Any) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise _refused(400, f"no alerts could be read: {error}") from None
     if not alerts:
-        return {"run_id": None, "alerts": 0, "told": "nothing fires that asks for a run"}
+        return {"run_id": None, "alerts": 0, "told": f"nothing fires that asks for a run {ASKED}"}
     try:
         return await run_in_threadpool(start_run, alerts)
     except Waiting as error:
@@ -168,6 +176,9 @@ async def _check_signature(request: Request, sender: str) -> None:
 
 
 async def _body(request: Request) -> bytes:
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise _refused(415, f"a body is taken as it is: send it without Content-Encoding, got {coding!r:.40}")
     length = request.headers.get("content-length", "")
     if not _is_count(length) or int(length) > MAX_BODY_BYTES:
         raise HTTPException(413, f"a body needs a Content-Length of at most {MAX_BODY_BYTES} bytes: send it in parts")
@@ -192,6 +203,12 @@ def _text(value: Any, most: int) -> str:
         if sign == "\0" or "\ud800" <= sign <= "\udfff":
             raise ValueError(f"texts hold neither NUL nor lone surrogates, got {text!r:.80}")
     return text[:most]
+
+
+def _fingerprint(told: Any, of: Any) -> str:
+    """What the sender calls the alert, or a digest of what makes it; a long one ends in its digest, to be no other's."""
+    text = _text(told, MAX_BODY_BYTES)
+    return (text if len(text) <= 64 else f"{text[:47]}-{_digest(text)}") or _digest(of)
 
 
 def _number(value: Any) -> float | None:

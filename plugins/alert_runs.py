@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ RUN_PREFIX = "alert__"
 COOLDOWN_VARIABLE = "ADO_ALERT_COOLDOWN_S"
 COOLDOWN_S = 6 * 3600.0
 """In which an alert of one fingerprint starts no second run, although it was resolved and fired again."""
+MOST_COOLDOWN_S = 365 * 86_400.0
 MAX_WAITING = 2
 """Runs of alerts that may wait; more than one does only where the one that waits cannot be joined."""
 SHOWN = 50
@@ -180,19 +182,31 @@ def _pairs(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(id, fingerprint) of all that an entry stands for."""
     covers = entry.get("covers")
     for pair in [[entry.get("id"), entry.get("fingerprint")], *(covers if isinstance(covers, list) else [])]:
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
+        if _is_pair(pair):
             yield pair[0], pair[1]
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
 
 
 def _is_ours(form: Any) -> bool:
     """Whether a form holds what `packed` made and nothing else."""
     if not isinstance(form, dict) or set(form) != {"alerts"} or not isinstance(form["alerts"], list):
         return False
-    keys = {"metric", "value", "limit", "message", "suggestion"}
-    return all(
-        isinstance(one, dict) and keys <= set(one) and one["suggestion"] in ORDER and any(_pairs(one))
-        for one in form["alerts"]
-    )
+    return all(isinstance(one, dict) and _is_entry(one) for one in form["alerts"])
+
+
+def _is_entry(one: dict[str, Any]) -> bool:
+    """Whether a form's entry can be shown, counted and written again."""
+    if not {"metric", "value", "limit", "message", "suggestion"} <= set(one) or one["suggestion"] not in ORDER:
+        return False
+    numbers = [value for value in (one["value"], one["limit"]) if value is not None]
+    if not all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers):
+        return False
+    if "covers" not in one:
+        return _is_pair([one.get("id"), one.get("fingerprint")])
+    return "id" not in one and isinstance(one["covers"], list) and all(map(_is_pair, one["covers"]))
 
 
 def _join(session: Any, key: int, form: Any, new: list[Outside]) -> bool:
@@ -245,7 +259,15 @@ def _turn() -> Iterator[None]:
 
 
 def _cooldown_s() -> float:
-    return float(os.environ.get(COOLDOWN_VARIABLE) or COOLDOWN_S)
+    text = os.environ.get(COOLDOWN_VARIABLE) or str(COOLDOWN_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MOST_COOLDOWN_S:
+        rule = f"{COOLDOWN_VARIABLE} must be 0 to {MOST_COOLDOWN_S:.0f} seconds where the API server runs"
+        raise Waiting(f"{rule}, it is {text!r:.40}")
+    return seconds
 
 
 def _told(run_id: str, alerts: int, told: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Facts about the way in for outside alerts: under a real API server, with no scheduler until late."""
 
 import contextlib
+import gzip
 import hashlib
 import hmac
 import json
@@ -216,9 +217,23 @@ def test_more_alerts_than_a_form_shows_are_all_kept_and_found_again(airflow):
     assert len(airflow.runs()[run_id]["conf"]["alerts"][-1]["covers"]) == 1451
 
 
+WRITTEN = {"metric": "m", "value": None, "limit": None, "message": "x", "suggestion": "tune", "id": "i",
+           "fingerprint": "f"}  # fmt: skip
+"""As the receiver writes an alert into a run's form."""
+
+
 @pytest.mark.parametrize(
     "form",
-    [{"alerts": ["x", 3, None]}, {"alerts": [{"metric": "m"}]}, {"alerts": [{"id": 3, "fingerprint": ["f"]}]}],
+    [
+        {"alerts": ["x", 3, None]},
+        {"alerts": [{"metric": "m"}]},
+        {"alerts": [{"id": 3, "fingerprint": ["f"]}]},
+        {"alerts": [{**WRITTEN, "value": "high"}]},
+        {"alerts": [{**WRITTEN, "limit": [1]}]},
+        {"alerts": [{**WRITTEN, "value": 10**400}]},
+        {"alerts": [{**WRITTEN, "covers": 5}]},
+        {"alerts": [{**WRITTEN, "covers": [["a"]]}]},
+    ],
 )
 def test_what_others_wrote_into_a_runs_form_stops_no_alert(airflow, form):
     run_id = f"alert__by-hand-{abs(hash(json.dumps(form)))}"
@@ -226,6 +241,28 @@ def test_what_others_wrote_into_a_runs_form_stops_no_alert(airflow, form):
     answer = airflow.post("alertmanager", group(firing(f"w{run_id}")), airflow.bearer())
     assert answer.status_code == 200 and answer.json()["told"] == "a run was made"
     assert airflow.runs()[run_id]["conf"]["alerts"] == form["alerts"]
+
+
+def test_a_label_that_asks_for_something_unknown_is_told(airflow):
+    wrong = firing("typo", redo="trian")
+    answer = airflow.post("alertmanager", group(wrong), airflow.bearer()).json()
+    assert answer["run_id"] is None and "redo or the suggestion: tune, distill, train, validate" in answer["told"]
+    answer = airflow.post("alertmanager", group(wrong, firing("no-typo")), airflow.bearer())
+    assert (answer.status_code, answer.json()["alerts"]) == (200, 1)
+
+
+def test_long_fingerprints_that_begin_alike_are_two_alerts(airflow):
+    before = set(airflow.runs())
+    sent = [firing(f"{'x' * 80}{number}") for number in range(2)]
+    assert airflow.post("alertmanager", group(sent[0]), airflow.bearer()).json()["told"] == "a run was made"
+    told = airflow.post("alertmanager", group(sent[1]), airflow.bearer()).json()["told"]
+    assert told == "they joined a run that waits" and len(set(airflow.runs()) - before) == 1
+
+
+def test_a_packed_body_is_a_415(airflow):
+    given = {**airflow.bearer(), "Content-Encoding": "gzip"}
+    answer = airflow.post("alertmanager", gzip.compress(json.dumps(group(firing("gz"))).encode()), given)
+    assert answer.status_code == 415 and "without Content-Encoding, got 'gzip'" in answer.text
 
 
 def test_where_no_run_can_be_joined_only_two_wait_and_the_sender_is_asked_to_send_again(airflow):

@@ -1,10 +1,12 @@
 """Facts about the server, over real HTTP to a real process."""
 
+import base64
 import contextlib
 import inspect
 import io
 import json
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -317,15 +319,37 @@ def test_with_a_key_every_route_but_health_asks_for_it(first, tmp_path):
         running.stop()
 
 
+@pytest.mark.parametrize("key", ["ein-Schlüssel-mit-ü", "ключ-из-букв-🔑-🔑"])
+def test_a_key_of_any_letters_opens_both_ways(first, tmp_path, key):
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    running = Server("--bundle", str(first), "--key-file", str(tmp_path / "key"))
+    try:
+        running.wait()
+        basic = base64.b64encode(f"anyone:{key}".encode())
+        for given in (f"Bearer {key}".encode(), b"Basic " + basic):
+            assert running.http.get("/v1/models", headers=[(b"Authorization", given)]).status_code == 200
+        for wrong in (f"Bearer {key}x".encode(), b"Bearer \xff", b"Basic /w=="):
+            assert running.http.get("/v1/models", headers=[(b"Authorization", wrong)]).status_code == 401
+    finally:
+        running.stop()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "takes a key"),
         (["--batch", "0"], "--batch must be above 0"),
+        (["--poll", "inf"], "--poll must be at most 86400 s, got inf"),
+        (["--timeout", "nan"], "--timeout must be above 0"),
+        (["--port", "99999"], "--port must be 1 to 65535, got 99999"),
+        (["--host", "127.0.0.1:80", "--key-file", "KEY"], "--host must be a name or an address"),
+        (["--window", "/proc/window"], "--window /proc/window must be a folder"),
         (["--key-file", "/nowhere"], "cannot be read"),
     ],
 )
-def test_a_server_that_would_be_open_or_useless_does_not_start(first, arguments, message):
+def test_a_server_that_would_be_open_or_useless_does_not_start(first, arguments, message, tmp_path):
+    (tmp_path / "key").write_text(KEY)
+    arguments = [str(tmp_path / "key") if word == "KEY" else word for word in arguments]
     running = Server("--bundle", str(first), *arguments)
     try:
         assert running.process.wait(30) == 10
@@ -333,6 +357,19 @@ def test_a_server_that_would_be_open_or_useless_does_not_start(first, arguments,
     finally:
         running.http.close()
         running.process.stderr.close()
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(first):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        running = Server("--bundle", str(first), "--port", str(port))
+        try:
+            assert running.process.wait(30) == 10
+            told = running.process.stderr.read()
+            assert f"port {port} of 127.0.0.1 is taken: give another --port" in told and "serving at" not in told
+        finally:
+            running.http.close()
+            running.process.stderr.close()
 
 
 def test_a_full_queue_says_when_to_come_again_and_a_slow_request_is_ended(first):

@@ -130,8 +130,9 @@ class Recorder(threading.Thread):
                 due = len(self._rows) >= PART_ROWS or time.monotonic() - self._since >= PART_S
                 if self._rows and (due or made is None):
                     self._write()
-            except Exception:
-                logger.exception("the window missed rows")
+            except Exception as error:
+                known = isinstance(error, OSError)  # a full disk needs no traceback, and comes again
+                logger.error("window=missed rows=%d: %s", len(self._rows), error, exc_info=None if known else error)
                 self.unrecorded += len(self._rows)
                 self._rows.clear()
             if made is None:

@@ -156,13 +156,13 @@ def loopback(host: str) -> bool:
 
 
 def _matches(header: str | None, key: str) -> bool:
-    scheme, _, given = (header or "").partition(" ")
-    given = given.strip()
-    if scheme.lower() == "basic":
+    scheme, _, told = (header or "").encode("latin-1").partition(b" ")  # the bytes that were sent
+    given = told.strip()
+    if scheme.lower() == b"basic":
         try:
-            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except binascii.Error:
             return False
-    elif scheme.lower() != "bearer":
+    elif scheme.lower() != b"bearer":
         return False
-    return hmac.compare_digest(given.encode(), key.encode())
+    return hmac.compare_digest(given, key.encode())

@@ -19,6 +19,8 @@ from mlx_tasks.errors import DataError
 from mlx_tasks.workspace.paths import STATE_VARIABLE
 
 KEY_VARIABLE = "MLX_TASKS_SERVER_KEY"
+MOST_S = 86_400
+"""Of any time that a server is given."""
 
 if TYPE_CHECKING:
     from mlx_tasks.registry.mlflow_registry import Registry, Version
@@ -125,6 +127,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from mlx_tasks.serving.connections import BACKLOG, Doors, Limits, raise_descriptors
     from mlx_tasks.serving.follower import Follower
     from mlx_tasks.serving.library import FolderSource, RegistrySource, Source
+    from mlx_tasks.serving.listening import check_listening
     from mlx_tasks.serving.trial import TrialLimits, try_out
     from mlx_tasks.serving.worker import Worker
     from mlx_tasks.tracking.rest import URI_VARIABLE, tracking_uri
@@ -132,6 +135,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     for name in ("batch", "queue", "timeout", "poll", "window_rows", "connections", "client_timeout", "trial_time"):
         if not getattr(arguments, name) > 0:
             raise DataError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name):g}")
+    for name in ("timeout", "poll", "client_timeout", "trial_time"):
+        if getattr(arguments, name) > MOST_S:
+            raise DataError(f"--{name.replace('_', '-')} must be at most {MOST_S} s, got {getattr(arguments, name):g}")
     if arguments.trial_memory is not None and not arguments.trial_memory > 0:
         raise DataError(f"--trial-memory must be above 0, got {arguments.trial_memory:g}")
     limits = Limits.within(raise_descriptors(), arguments.connections, arguments.client_timeout)
@@ -150,6 +156,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         if uri is None:
             raise DataError(f"--model needs {URI_VARIABLE}: set it to the MLflow server's address, or give --bundle")
         source = RegistrySource(uri, arguments.model, arguments.store)
+    check_listening(arguments.host, arguments.port)
+    if arguments.window:
+        try:
+            arguments.window.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--window {arguments.window} must be a folder to write to: {error.strerror}") from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     worker = Worker(arguments.queue)
