@@ -206,7 +206,7 @@ def _text(value: Any, most: int) -> str:
 
 
 def _fingerprint(told: Any, of: Any) -> str:
-    """What the sender calls the alert, or a digest of what makes it; a long one ends in its digest, to be no other's."""
+    """What the sender calls the alert, or a digest of what makes it; one too long ends in its own digest."""
     text = _text(told, MAX_BODY_BYTES)
     return (text if len(text) <= 64 else f"{text[:47]}-{_digest(text)}") or _digest(of)
 
