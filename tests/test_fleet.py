@@ -1,5 +1,6 @@
 """Facts about a fleet: workers that share no disk run one chain, a death loses nothing, the doctor says why not."""
 
+import base64
 import json
 import signal
 import stat
@@ -16,8 +17,9 @@ import pytest
 import rights
 from fleet_world import BUCKET, DAG, Fleet, wait_for
 
-from mlx_tasks.errors import ExitCode
+from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.fleet.checks import fleet
+from mlx_tasks.registry.mlflow_registry import Registry
 from mlx_tasks.workspace.paths import workspace_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -230,6 +232,20 @@ def test_mlflow_lets_a_worker_do_its_work_and_only_some_name_what_serves(world):
         "a worker gives the administrator a password": 403,
         "another site's page": 403,
     }
+
+
+@pytest.mark.parametrize("worker", ["alpha", "computes"])
+def test_a_worker_learns_that_no_model_is_registered_yet(world, worker, monkeypatch, tmp_path):
+    """MLflow with logins forbids the aliases and versions of a model that is not there; the first run asks for both."""
+    (tmp_path / "authority.pem").write_bytes(base64.b64decode(world.values["TLS_AUTHORITY"]))
+    name, password = rights.Knocker(world).login(worker)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    registry = Registry(world.doors["mlflow"])
+    assert registry.by_alias("nobody", "champion") is None
+    with pytest.raises(DataError, match="no version '1' of model 'nobody'"):
+        registry.resolve("nobody/1")
 
 
 def test_no_page_of_another_site_starts_a_training_through_the_operators_browser(world):

@@ -115,7 +115,7 @@ class Registry:
         try:
             answer = self._rest.call("GET", "registered-models/alias", {"name": name, "alias": alias})
         except MlflowRefused as refused:
-            if refused.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if self._is_missing(name, refused):
                 return None
             raise
         return _version(answer["model_version"])
@@ -147,6 +147,21 @@ class Registry:
             if refused.code == "RESOURCE_DOES_NOT_EXIST":
                 raise DataError(f"no model {name!r} at {self.uri}") from None
             raise
+
+    def _is_missing(self, name: str, refused: MlflowRefused) -> bool:
+        """Whether an alias or version was refused since it is not there.
+
+        A server with logins forbids both for a model that is not there, and says so of the model itself.
+        """
+        if refused.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return True
+        if refused.code != "HTTP_403":
+            return False
+        try:
+            self._rest.call("GET", "registered-models/get", {"name": name})
+        except MlflowRefused as again:
+            return again.code == "RESOURCE_DOES_NOT_EXIST"
+        return False
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias name a version."""
@@ -193,7 +208,7 @@ class Registry:
                 self._rest.call("GET", "model-versions/get", {"name": name, "version": number})["model_version"]
             )
         except MlflowRefused as refused:
-            if refused.code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if self._is_missing(name, refused):
                 raise DataError(f"no version {number!r} of model {name!r} at {self.uri}") from None
             raise
 
