@@ -17,6 +17,7 @@ from mlx_tasks.data.loader import to_uint8
 from mlx_tasks.errors import DataError, ExitCode
 from mlx_tasks.learned_steps.methods import Effort
 from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.models.digests import check_digests, write_digests_beside
 from mlx_tasks.optimizing import device_cost
 from mlx_tasks.optimizing.bundle_update import put_sampler
 from mlx_tasks.optimizing.commands import milliseconds
@@ -192,10 +193,12 @@ def test_the_card_stays_and_the_reference_is_drawn_again(folder, tmp_path, optim
     copied = tmp_path / "b"
     shutil.copytree(folder, copied)
     (copied / "README.md").write_text("the card")
+    write_digests_beside(copied)
     held_out = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     write_reference(copied, make_reference(read_bundle(copied), held_out, 9))
     old = read_reference(copied)
     put_sampler(copied, copied, optimizer.sampler(optimizer.at(4)), {})
+    check_digests(copied)
     new = read_reference(copied)
     assert (copied / "README.md").read_text() == "the card"
     np.testing.assert_array_equal(new.held_out, old.held_out)

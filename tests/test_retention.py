@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import orchestration as o
 import pytest
+from mlflow_server import MlflowServer
 from orchestration import node, open_run, workspace
 
 from mlx_tasks.errors import DataError, ExitCode
@@ -29,6 +30,15 @@ from mlx_tasks.workspace.outs import locked_outs
 from mlx_tasks.workspace.paths import Places
 
 pytest_plugins = ["mlflow_server", "node_world"]
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A registry of its own: a version of another test's checkout would keep the whole store."""
+    server = MlflowServer(tmp_path_factory.mktemp("registry"))
+    server.start()
+    yield server
+    server.stop()
 
 
 def quiet(text: str) -> None:
