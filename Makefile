@@ -67,7 +67,7 @@ check: setup ## lint, format, types, and whether the pages say what the stored r
 	$(BIN)/python benchmarks/claims.py
 
 BENCHMARKS := solver_order cpu_kernels steps_per_second metric_sanity feature_spaces features_per_second \
-  frechet_of_many manifest_speed domain_detector
+  frechet_of_many manifest_speed near_duplicates search_samplers freed_memory domain_detector
 
 bench: setup ## the benchmarks that need no run; results go to benchmarks/results/
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_tasks.files import atomic_write_bytes
 from mlx_tasks.models.bundle import read_bundle, write_bundle
+from mlx_tasks.models.digests import write_digests_beside
 
 if TYPE_CHECKING:
     from mlx_tasks.models.bundle import Sampler
@@ -29,5 +30,6 @@ def put_sampler(folder: Path, out: Path, sampler: Sampler, notes: dict[str, Any]
     write_bundle(out, bundle.model, bundle.schedule, sampler, {**(bundle.lineage or {}), "optimized": notes})
     if card is not None:
         atomic_write_bytes(out / CARD, card)
+        write_digests_beside(out)
     if reference is not None:
         write_reference(out, redraw(reference, read_bundle(out)))
