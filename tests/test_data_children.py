@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -95,3 +96,13 @@ class Counted(list):
     def __getitem__(self, place):
         self.most = max(self.most, place)
         return super().__getitem__(place)
+
+
+def test_another_copy_of_the_package_in_the_way_is_not_taken(tmp_path, monkeypatch):
+    """As MLflow leaves `sys.path` when it has loaded a model with source files of its own."""
+    (tmp_path / "mlx_tasks" / "data").mkdir(parents=True)
+    for folder in (tmp_path / "mlx_tasks", tmp_path / "mlx_tasks" / "data"):
+        (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(in_children(answer, [1, 2], 1, BOUNDS)) == [2, 4]
+    assert sys.path[0] == str(tmp_path)

@@ -17,6 +17,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -198,7 +200,8 @@ class _Crew:
         ours, theirs = context.Pipe()
         arguments = (theirs, self._function, self._bounds.cpu_s, os.getpid())
         process = context.Process(target=_serve, args=arguments, daemon=True)
-        process.start()
+        with _this_package_first():
+            process.start()
         theirs.close()
         return _Child(process, ours)
 
@@ -210,6 +213,20 @@ class _Crew:
             raise UnavailableError(
                 f"process {child.process.pid} does not end when killed: a disk that it reads from does not answer"
             )
+
+
+@contextlib.contextmanager
+def _this_package_first() -> Iterator[None]:
+    """A child looks for modules where this process does; another copy of the package may stand before this one there.
+
+    Loading a model of MLflow puts the model's own source files first in `sys.path`: a few of this package's.
+    """
+    before, own = list(sys.path), str(Path(__file__).resolve().parents[2])
+    sys.path.insert(0, own)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], cpu_s: float, parent: int) -> None:
