@@ -16,13 +16,17 @@ from claim import Page  # noqa: E402
 CLAIMED = [page for page in claims.pages() if claims.claimed(page).is_file()]
 
 
-@pytest.mark.parametrize("page", CLAIMED)
+@pytest.mark.parametrize("page", claims.pages())
 def test_a_page_says_what_its_results_say(page):
     assert list(claims.errors_of(page)) == []
 
 
 def test_every_file_of_claims_speaks_for_a_page_that_is_there():
     assert sorted(claims.claimed(page) for page in CLAIMED) == sorted(claims.CLAIMED.glob("*.py"))
+
+
+def test_results_name_commits_of_this_history():
+    assert list(claims.errors_of_commits()) == []
 
 
 def written(tmp_path: Path, text: str) -> Page:
