@@ -10,6 +10,7 @@ from serving_world import bundle_with_reference
 
 from mlx_tasks.errors import DataError
 from mlx_tasks.models.bundle import read_bundle
+from mlx_tasks.models.digests import write_digests_beside
 from mlx_tasks.registry.reference import FOLDER
 from mlx_tasks.serving.checks import FAR, check_before_serving
 
@@ -31,6 +32,7 @@ def test_the_registered_bundle_passes_and_so_does_what_rounds_otherwise(register
 def test_another_model_is_far_from_the_registered_images(registered, tmp_path, seed):
     write_small_bundle(tmp_path / "other", seed)
     shutil.copytree(registered / FOLDER, tmp_path / "other" / FOLDER)
+    write_digests_beside(tmp_path / "other")
     with pytest.raises(DataError, match="does not draw the images it was registered with") as refused:
         check_before_serving(tmp_path / "other", read_bundle(tmp_path / "other"))
     away = float(re.search(r"are ([\d.e+-]+) of", str(refused.value)).group(1))
