@@ -62,6 +62,16 @@ class Airflow:
         self.processes.append(process)
         return process
 
+    def wait(self, seconds=120):
+        """Return once the API server answers."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.layout.airflow_url}/api/v2/version", timeout=2, trust_env=False).is_success:
+                    return
+            assert time.monotonic() < deadline, f"the API server did not answer in {seconds} s"
+            time.sleep(0.5)
+
     def stop(self):
         for process in self.processes:
             if process.poll() is None:
@@ -108,13 +118,7 @@ def airflow(tmp_path_factory):
     running = Airflow(tmp_path_factory.mktemp("alerts"))
     running.start("api-server")
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{running.layout.airflow_url}/api/v2/version", timeout=2, trust_env=False).is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
+        running.wait()
         yield running
     finally:
         running.stop()

@@ -5,7 +5,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import orchestration as o
 import pytest
 import yaml
@@ -33,13 +32,7 @@ def airflow(tmp_path_factory):
     del running.environment["MLFLOW_TRACKING_URI"]  # records stay on disk: no MLflow is needed here
     running.start("api-server")
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{running.layout.airflow_url}/api/v2/version", timeout=2, trust_env=False).is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
+        running.wait()
         yield running
     finally:
         running.stop()
